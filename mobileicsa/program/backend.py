@@ -1,0 +1,75 @@
+"""What a back end is: it lowers the frozen program's methods to files, and opens them again to run.
+
+Back ends register in the entry-point group `mobileicsa.backends`; this package never imports one by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.models.decoder import Decoder
+
+IntArray = NDArray[np.int64]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a writer made: its files, and facts for the report (JSON values)."""
+
+    files: tuple[Path, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A loaded artifact. Not thread-safe."""
+
+    def run(
+        self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
+    ) -> tuple[NDArray[np.float32], list[Array]]:
+        """`method` is prefill or decode; token_ids (1, T); `cache` the layers' keys and values in order of
+        `methods.input_names`. Returns logits (1, T, vocab) and the new rows, valid until the next call."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """`name` is also the artifact's sub-folder."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this back end cannot work here (the install line included), or None."""
+        ...
+
+    def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
+        """Lower both methods of a frozen (or float32) decoder into `folder`.
+
+        `metadata`: bos_id, eos_ids, prefix_ids, context. Raises Unsupported, never leaves an op silently in float.
+        """
+        ...
+
+    def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session: ...
+
+
+def backends() -> dict[str, Backend]:
+    """Every registered back end by name, installed or not."""
+    return {point.name: point.load()() for point in entry_points(group="mobileicsa.backends")}
+
+
+def find_backend(name: str) -> Backend:
+    found = backends()
+    if name not in found:
+        raise InputError(f"back end {name!r} is unknown; known are {', '.join(sorted(found))}")
+    return found[name]

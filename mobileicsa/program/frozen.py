@@ -1,0 +1,112 @@
+"""`FrozenModel`: a plan with its integers, and the quantised decoder built from the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.core.errors import SchemeError
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.models.decoder import Decoder, LayerCache
+from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """`tensors`: for each name in `plan.weights` integers `name` (int8) and `name.scale` (float32, per row);
+    float32 biases and norm gains by their canonical names; `prefix.<layer>.key|value` int8
+    (1, kv_heads, P, head_dim) and `prefix.logits` float32 (vocab,).
+    """
+
+    plan: QuantPlan
+    tensors: dict[str, Tensor]
+
+    def prefix_cache(self) -> list[LayerCache]:
+        """Stored K/V rows of the prefix, one pair a layer; empty rows where there is no prefix."""
+        spec = self.plan.spec
+        if not self.plan.prefix_ids:
+            empty = torch.zeros((1, spec.num_kv_heads, 0, spec.head_dim), dtype=torch.int8)
+            return [(empty, empty) for _ in spec.layers]
+        return [(self.tensors[f"prefix.{i}.key"], self.tensors[f"prefix.{i}.value"]) for i in range(spec.num_layers)]
+
+
+def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
+    """The frozen program's module: every edge and weight quantised, or SchemeError naming what has no encoding.
+
+    A tied head shares the embedding's integers.
+    """
+    plan = model.plan
+    with torch.device("meta"):
+        decoder = Decoder(plan.spec, primitive=primitive)
+
+    def encode(name: str, edge: Edge) -> Edge:
+        encoding = plan.edges.get(name)
+        if encoding is None:
+            raise SchemeError(f"{name}: no encoding in the plan", hint="every edge must have one before freezing")
+        return QdqEdge(edge, encoding)
+
+    replace_edges(decoder, encode)
+    _fill(decoder, model)
+    if not primitive:
+        _fold_constants(decoder)
+    left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
+    if left:
+        raise SchemeError(f"{left[0]}: no value in the frozen tensors ({len(left)} missing)")
+    return decoder.eval()
+
+
+def _fold_constants(decoder: Decoder) -> None:
+    """Round constants (norm gains) to their grid now: a fused float region reads them as plain numbers."""
+    for module in decoder.modules():
+        if isinstance(module, Norm):
+            module.weight = nn.Parameter(module.gain(module.weight), requires_grad=False)
+            module.gain = Edge("constant")
+            if module.bias is not None:
+                module.bias = nn.Parameter(module.shift(module.bias), requires_grad=False)
+                module.shift = Edge("constant")
+
+
+def _fill(decoder: Decoder, model: FrozenModel) -> None:
+    plan, tensors = model.plan, model.tensors
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, Linear):
+            weight_name = f"{name}.weight"
+            if weight_name == "head.proj.weight" and plan.spec.tied_head:
+                weight_name = "embed.weight"
+            _set_value(module, "bias", tensors.get(f"{name}.bias"))
+            quant = QuantLinear(
+                module, tensors[weight_name], tensors[f"{weight_name}.scale"], plan.weights[weight_name]
+            )
+            _set_module(decoder, name, quant)
+        elif isinstance(module, Norm):
+            _set_value(module, "weight", tensors.get(f"{name}.weight"))
+            _set_value(module, "bias", tensors.get(f"{name}.bias"))
+    for name, module in decoder.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = _constant_value(module, key)
+    decoder.embed = QuantEmbedding(decoder.embed, tensors["embed.weight"], tensors["embed.weight.scale"])
+
+
+def _constant_value(module: nn.Module, key: str) -> Tensor:
+    values = {
+        "inverse_size": lambda m: 1.0 / m.size,
+        "epsilon": lambda m: m.eps,
+        "inverse_cap": lambda m: 1.0 / m.cap,
+        "cap_value": lambda m: m.cap,
+    }
+    return torch.tensor(float(values[key](module)))
+
+
+def _set_value(module: nn.Module, attribute: str, value: Tensor | None) -> None:
+    if value is not None:
+        setattr(module, attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, attribute = path.rpartition(".")
+    setattr(root.get_submodule(parent), attribute, module)

@@ -1,0 +1,96 @@
+"""The two methods of a frozen program, with static shapes: prefill (a chunk of tokens) and decode (one)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.models.decoder import MASKED, Decoder, LayerCache, rope_table
+
+
+class Method(nn.Module):
+    """Run `length` tokens against a static cache of `context` slots.
+
+    Inputs: token_ids (1, T) int64; position (1,) int64 = number of valid cache slots = position of the first token;
+    per layer the cache's keys and values, integers (1, kv_heads, context, head_dim).
+    Outputs: logits (1, T, vocab) float32 on the logits grid; per layer the new rows (1, kv_heads, T, head_dim).
+    The caller writes the new rows at slots position..position+T-1; rows of padding tokens are simply not written.
+    """
+
+    def __init__(self, decoder: Decoder, *, length: int, context: int) -> None:
+        super().__init__()
+        spec = decoder.spec
+        self.decoder = decoder
+        self.windows = sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
+        self.register_buffer("offsets", torch.arange(length), persistent=False)
+        self.register_buffer("slots", torch.arange(context), persistent=False)
+        for index, rope in enumerate(spec.ropes):
+            cos, sin = rope_table(rope, torch.arange(context))
+            self.register_buffer(f"cos_{index}", cos, persistent=False)
+            self.register_buffer(f"sin_{index}", sin, persistent=False)
+        for index, window in enumerate(self.windows):
+            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+            allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            self.register_buffer(f"inner_mask_{index}", torch.where(allowed, 0.0, MASKED), persistent=False)
+
+    def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        positions = position + self.offsets
+        # Padding of the last chunk may reach past the table; its rows are never used.
+        positions = positions.clamp(max=self.slots.shape[0] - 1)
+        ropes = [
+            (
+                torch.nn.functional.embedding(positions, getattr(self, f"cos_{i}")),
+                torch.nn.functional.embedding(positions, getattr(self, f"sin_{i}")),
+            )
+            for i in range(len(self.decoder.spec.ropes))
+        ]
+        masks: dict[int | None, Tensor] = {}
+        for index, window in enumerate(self.windows):
+            cached = self.slots[None, :] < position
+            if window is not None:
+                cached = cached & (positions[:, None] - self.slots[None, :] < window)
+            outer = torch.where(cached, 0.0, MASKED).expand(self.offsets.shape[0], self.slots.shape[0])
+            masks[window] = torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1)
+        cache = [(past[2 * i], past[2 * i + 1]) for i in range(len(past) // 2)]
+        x, new = self.decoder.hidden(token_ids, ropes, masks, cache)
+        return (self.decoder.head(x), *(row for pair in new for row in pair))
+
+
+def empty_cache(spec: ModelSpec, context: int, dtype: torch.dtype = torch.int8) -> list[LayerCache]:
+    shape = (1, spec.num_kv_heads, context, spec.head_dim)
+    return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in spec.layers]
+
+
+def method_lengths(target: Target) -> dict[str, int]:
+    """Method name -> tokens per call."""
+    return {"prefill": target.prefill_chunk, "decode": 1}
+
+
+def input_names(spec: ModelSpec) -> list[str]:
+    """Names of a method's inputs in order, as Hugging Face's ONNX exports name them."""
+    past = [f"past_key_values.{i}.{kind}" for i in range(spec.num_layers) for kind in ("key", "value")]
+    return ["input_ids", "position", *past]
+
+
+def output_names(spec: ModelSpec) -> list[str]:
+    return ["logits", *(f"present.{i}.{kind}" for i in range(spec.num_layers) for kind in ("key", "value"))]
+
+
+def export_method(decoder: Decoder, target: Target, name: str) -> ExportedProgram:
+    """The `torch.export` program of one method; the only graph that back ends see."""
+    length = method_lengths(target)[name]
+    method = Method(decoder, length=length, context=target.context).eval()
+    cache = [t for pair in empty_cache(decoder.spec, target.context, decoder_cache_dtype(decoder)) for t in pair]
+    arguments = (torch.zeros((1, length), dtype=torch.int64), torch.zeros((1,), dtype=torch.int64), *cache)
+    with torch.no_grad():
+        return torch.export.export(method, arguments, strict=False)
+
+
+def decoder_cache_dtype(decoder: Decoder) -> torch.dtype:
+    """int8 for a frozen decoder, float32 for the float model (whose edges store real values)."""
+    edge = decoder.layers[0].attn.k_out
+    stored: Tensor = edge.store(torch.zeros(1))
+    return stored.dtype
