@@ -38,7 +38,8 @@ class ModelSpec:
     Invariants: num_heads is a multiple of num_kv_heads; len(layers) > 0; every `layers[i].rope`
     indexes `ropes`. Canonical weights already hold family quirks such as Gemma's gain offset of 1.
 
-    - qk_norm: "head" normalises each head of q and k, "full" the whole projection (OLMo 2), None neither;
+    - qk_norm: "head" normalises each head of q and k, "per_head" too but with a gain for each head (StableLM),
+      "full" the whole projection (OLMo 2), None neither;
     - pre_norm / post_norm: norms before, and on the output of, attention and MLP (Gemma has both, OLMo 2 only post);
     - parallel_residual: attention and MLP read the same norm's output (StableLM option);
     - attention_scale multiplies q·k; attention_softcap / logit_softcap c mean c * tanh(x / c);
@@ -61,7 +62,7 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: Literal["head", "full"] | None = None
+    qk_norm: Literal["head", "per_head", "full"] | None = None
     pre_norm: bool = True
     post_norm: bool = False
     parallel_residual: bool = False

@@ -39,15 +39,18 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension with gain (and bias)."""
+    """RMSNorm or LayerNorm over the last dimension with gain (and bias); `heads` gives each head its own gain."""
 
-    def __init__(self, spec: ModelSpec, size: int, role: str, *, primitive: bool, bias: bool = False) -> None:
+    def __init__(
+        self, spec: ModelSpec, size: int, role: str, *, primitive: bool, bias: bool = False, heads: int | None = None
+    ) -> None:
         super().__init__()
         self.kind = spec.norm
         self.eps = spec.norm_eps
         self.size = size
         self.primitive = primitive
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        shape = (size,) if heads is None else (heads, size)
+        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if bias else None
         self.gain = Edge("constant")
         if bias:
@@ -176,8 +179,9 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, spec.hidden_size, bias=spec.o_bias, role="branch")
         if normed:
             q_width, k_width = (q_size, kv_size) if spec.qk_norm == "full" else (spec.head_dim, spec.head_dim)
-            self.q_norm = Norm(spec, q_width, "qkv", primitive=primitive)
-            self.k_norm = Norm(spec, k_width, "qkv", primitive=primitive)
+            own = spec.qk_norm == "per_head"
+            self.q_norm = Norm(spec, q_width, "qkv", primitive=primitive, heads=spec.num_heads if own else None)
+            self.k_norm = Norm(spec, k_width, "qkv", primitive=primitive, heads=spec.num_kv_heads if own else None)
         if rotates:
             self.q_rope, self.k_rope = Rope(primitive=primitive), Rope(primitive=primitive)
         self.q_out, self.k_out, self.v_out = Edge("qkv"), Edge("kv"), Edge("kv")
@@ -191,7 +195,7 @@ class Attention(nn.Module):
         if self.spec.qk_norm == "full":
             y = getattr(self, norm)(y)
         y = y.view(x.shape[0], x.shape[1], heads, self.spec.head_dim)
-        if self.spec.qk_norm == "head":
+        if self.spec.qk_norm in ("head", "per_head"):
             y = getattr(self, norm)(y)
         return y.transpose(1, 2)
 
