@@ -1,0 +1,86 @@
+"""ONNX back end: QDQ models for any runtime, run here by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.methods import export_method, input_names, method_lengths, output_names
+from mobileicsa.program.qdq import QuantLinear
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INSTALL = "pip install 'mobileicsa[onnx]'"
+MODEL_FILES = {"decode": "model.onnx", "prefill": "model_prefill.onnx"}
+DATA_FILE = "model.onnx.data"
+
+
+class OnnxBackend:
+    """Writes model.onnx (decode), model_prefill.onnx and the weights of both in model.onnx.data."""
+
+    name = "onnx"
+
+    def unavailable(self) -> str | None:
+        missing = [m for m in ("onnx", "onnxruntime", "onnxscript", "onnx_ir") if importlib.util.find_spec(m) is None]
+        return f"{', '.join(missing)} not installed: {INSTALL}" if missing else None
+
+    def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
+        import onnx
+        import onnx_ir as ir
+
+        from mobileicsa_export.onnx_data import SharedData
+        from mobileicsa_export.onnx_graph import OPSET, convert, to_qdq_form
+        from mobileicsa_export.onnx_names import rename
+
+        folder.mkdir(parents=True, exist_ok=True)
+        bits = _stored_bits(decoder, target)
+        facts: dict[str, Any] = {"opset": OPSET}
+        with SharedData(folder / DATA_FILE) as data:
+            for method in method_lengths(target):
+                model = convert(export_method(decoder, target, method))
+                to_qdq_form(model, bits)
+                rename(model, input_names(decoder.spec), output_names(decoder.spec))
+                facts[method] = _facts(model)
+                _describe(model, method, {**metadata, "target": target.name})
+                data.move(model)
+                ir.save(model, folder / MODEL_FILES[method])
+        for name in MODEL_FILES.values():
+            onnx.checker.check_model(str(folder / name), full_check=True)
+        facts |= facts["decode"]
+        return Written(files=tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE)), facts=facts)
+
+    def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
+        from mobileicsa_export.onnx_session import OnnxSession
+
+        return OnnxSession(folder, spec, threads=threads)
+
+
+def _stored_bits(decoder: Decoder, target: Target) -> dict[str, int]:
+    """Bits of each weight in the file, by its name in the exported program."""
+    linears = {name: m for name, m in decoder.named_modules() if isinstance(m, QuantLinear)}
+    four = 4 if target.int4_storage == "int4" else 8
+    return {f"decoder.{name}.weight": four if m.encoding.bits == 4 else 8 for name, m in linears.items()}
+
+
+def _describe(model: ir.Model, method: str, metadata: dict[str, Any]) -> None:
+    model.producer_name, model.producer_version = "mobileicsa", version("mobileicsa")
+    facts = {**metadata, "method": method, "mobileicsa_version": version("mobileicsa")}
+    model.metadata_props.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in sorted(facts.items())})
+
+
+def _facts(model: ir.Model) -> dict[str, Any]:
+    from mobileicsa_export.onnx_graph import INTEGER_TYPES
+
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    integers = sum(t.nbytes for t in tensors if t.dtype in INTEGER_TYPES)
+    ops = Counter(node.op_type for node in model.graph)
+    return {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "integer_initialisers_bytes": integers}
