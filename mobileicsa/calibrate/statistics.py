@@ -1,0 +1,75 @@
+"""Calibration statistics: what every edge saw, enough to choose a range by error without keeping activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobileicsa.core.encoding import TensorEncoding, asymmetric
+from mobileicsa.core.errors import InputError
+from mobileicsa.models.edge import Edge
+
+# Values kept per edge for the error of a candidate range; extremes are exact beside them.
+SAMPLE_SIZE = 1 << 16
+
+
+@dataclass
+class EdgeStatistics:
+    """Exact `low`, `high` over all values seen, their `count`, and a strided sample (float32, 1-D)."""
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    count: int = 0
+    sample: Tensor | None = None
+
+    def update(self, x: Tensor, expected_updates: int) -> None:
+        """`expected_updates` shares the sample evenly over the batches to come."""
+        flat = x.detach().reshape(-1)
+        low, high = (float(v) for v in torch.aminmax(flat))
+        if not (low > float("-inf") and high < float("inf")):
+            raise InputError("calibration: an activation is NaN or infinite", hint="are the weights intact?")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += flat.numel()
+        stride = max(1, flat.numel() * expected_updates // SAMPLE_SIZE)
+        # An odd stride walks through all channels of a row-major activation.
+        taken = flat[:: stride | 1].clone()
+        self.sample = taken if self.sample is None else torch.cat((self.sample, taken))
+
+    def min_max(self, bits: int) -> TensorEncoding:
+        return asymmetric(self.low, self.high, bits)
+
+    def least_error(self, bits: int, ratios: tuple[float, ...]) -> TensorEncoding:
+        """The shrunk range with the least mean squared error on the sample, the extremes always among it."""
+        assert self.sample is not None
+        values = torch.cat((self.sample, torch.tensor([self.low, self.high])))
+        best, best_error = self.min_max(bits), float("inf")
+        for ratio in ratios:
+            candidate = asymmetric(self.low * ratio, self.high * ratio, bits)
+            error = float((fake_quantize(values, candidate) - values).square().mean())
+            if error < best_error:
+                best, best_error = candidate, error
+        return best
+
+
+def fake_quantize(x: Tensor, encoding: TensorEncoding) -> Tensor:
+    """Round x to the grid of a per-tensor encoding (float in, float out), as the frozen program does."""
+    scale, zero = encoding.scale[0], encoding.zero_point[0]
+    return (torch.clamp(torch.round(x / scale) + zero, encoding.qmin, encoding.qmax) - zero) * scale
+
+
+class ObservedEdge(Edge):
+    """Edge that passes its tensor through and records it; with `encoding` set it also quantises."""
+
+    def __init__(self, edge: Edge, expected_updates: int) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.statistics = EdgeStatistics()
+        self.expected_updates = expected_updates
+        self.observing = True
+        self.encoding: TensorEncoding | None = None
+
+    def store(self, x: Tensor) -> Tensor:
+        if self.observing:
+            self.statistics.update(x, self.expected_updates)
+        return x if self.encoding is None else fake_quantize(x, self.encoding)

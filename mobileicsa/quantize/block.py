@@ -1,0 +1,189 @@
+"""Quantise one decoder block: smooth it, observe it, encode its edges, round its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
+from mobileicsa.calibrate.stream import Stream, run_content, run_prefix
+from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.decoder import DecoderLayer, LayerCache
+from mobileicsa.models.edge import Edge, named_edges, replace_edges
+from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.quantize.equivalent import capture, choose_and_apply
+from mobileicsa.quantize.ranges import encode_edge, signal_to_noise_db
+from mobileicsa.quantize.recipe import Recipe
+from mobileicsa.quantize.rounding import quantize_weight
+
+
+@dataclass
+class Piece:
+    """A quantised part of the model: encodings, integers and constants by canonical name, facts for the report."""
+
+    edges: dict[str, TensorEncoding] = field(default_factory=dict)
+    weights: dict[str, WeightEncoding] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def observe(module: nn.Module, expected_updates: int) -> dict[str, ObservedEdge]:
+    """Replace every edge by an observing one (in place); returns them by path."""
+    observed: dict[str, ObservedEdge] = {}
+
+    def make(name: str, edge: Edge) -> Edge:
+        observed[name] = ObservedEdge(edge, expected_updates)
+        return observed[name]
+
+    replace_edges(module, make)
+    return observed
+
+
+def quantize_block(
+    spec: ModelSpec,
+    index: int,
+    layer: DecoderLayer,
+    stream: Stream,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    tick: Callable[[], None],
+) -> tuple[Piece, Stream]:
+    """The quantised block and the float stream behind it. `tick` is called once per batch of windows and pass."""
+    piece = Piece()
+    next_prefix, past = run_prefix(spec, layer, stream)
+    if recipe.smoothing != "off":
+        _smooth(spec, layer, stream, past, scheme, recipe, piece, tick)
+        # Scaling moves range into the cached values: the prefix's rows must be those of the scaled block.
+        next_prefix, past = run_prefix(spec, layer, stream)
+    observed = observe(layer, stream.batches)
+    inputs = {name: _InputMoments() for name in ("attn.o_proj", "mlp.down_proj", "attn.q_proj", "mlp.gate_proj")}
+    hooks = [layer.get_submodule(name).register_forward_pre_hook(moments) for name, moments in inputs.items()]
+    content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
+    for hook in hooks:
+        hook.remove()
+    _observe_prefix(layer, past)
+    encode_part(f"layers.{index}", observed, scheme, recipe, piece)
+    _round(f"layers.{index}", layer, inputs, scheme, recipe, piece)
+    _store_prefix(index, past, piece)
+    return piece, Stream(content, next_prefix)
+
+
+def encode_part(
+    prefix: str, observed: dict[str, ObservedEdge], scheme: QuantScheme, recipe: Recipe, piece: Piece
+) -> None:
+    """Encodings and SQNR of observed edges, under their canonical names."""
+    rows = piece.report.setdefault("edges", {})
+    for name, edge in observed.items():
+        path = f"{prefix}.{name}" if prefix else name
+        encoding = encode_edge(edge, scheme, recipe.ranges)
+        piece.edges[path] = encoding
+        if edge.role != "constant":
+            rows[path] = {
+                "role": edge.role,
+                "bits": encoding.bits,
+                "low": edge.statistics.low,
+                "high": edge.statistics.high,
+                "sqnr_db": round(signal_to_noise_db(edge.statistics, encoding), 2),
+            }
+
+
+class _InputMoments:
+    """Forward pre-hook: mean square of each input channel, the diagonal of the layer's Hessian."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.rows = 0
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        rows = arguments[0].reshape(-1, arguments[0].shape[-1])
+        total = rows.square().sum(dim=0)
+        self.total = total if self.total is None else self.total + total
+        self.rows += rows.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        assert self.total is not None
+        return self.total / self.rows
+
+
+# A linear's input statistics are those of the first linear that reads the same tensor.
+_READS = {"q_proj": "attn.q_proj", "k_proj": "attn.q_proj", "v_proj": "attn.q_proj", "o_proj": "attn.o_proj"}
+_READS |= {"gate_proj": "mlp.gate_proj", "up_proj": "mlp.gate_proj", "down_proj": "mlp.down_proj"}
+
+
+def _smooth(
+    spec: ModelSpec,
+    layer: DecoderLayer,
+    stream: Stream,
+    past: LayerCache,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    piece: Piece,
+    tick: Callable[[], None],
+) -> None:
+    originals = dict(named_edges(layer))
+    rows = stream.content.shape[0] * stream.content.shape[1]
+    captured = capture(layer, rows)
+    for _ in run_content(spec, layer, stream.content, past, tick):
+        pass
+    choices = choose_and_apply(layer, captured, scheme, recipe.alphas, search=recipe.smoothing == "search")
+    replace_edges(layer, lambda name, edge: originals[name])
+    piece.report["smoothing"] = [
+        {"site": c.site, "alpha": c.alpha, "error": c.error, "error_before": c.error_before} for c in choices
+    ]
+
+
+def _observe_prefix(layer: DecoderLayer, past: LayerCache) -> None:
+    """The cache's encodings must hold the prefix's rows too."""
+    if past[0].shape[2] == 0:
+        return
+    for edge, rows in ((layer.attn.k_out, past[0]), (layer.attn.v_out, past[1])):
+        assert isinstance(edge, ObservedEdge)
+        edge.statistics.update(rows, 1)
+
+
+def _round(
+    prefix: str,
+    layer: DecoderLayer,
+    inputs: dict[str, _InputMoments],
+    scheme: QuantScheme,
+    recipe: Recipe,
+    piece: Piece,
+) -> None:
+    encoding = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
+    errors = piece.report.setdefault("weights", {})
+    for name, module in layer.named_modules():
+        path = f"{prefix}.{name}"
+        if isinstance(module, Linear):
+            importance = inputs[_READS[name.rpartition(".")[2]]].mean if recipe.weights == "clip" else None
+            integers, scale = quantize_weight(f"{path}.weight", module.weight, encoding, importance)
+            piece.tensors[f"{path}.weight"], piece.tensors[f"{path}.weight.scale"] = integers, scale
+            piece.weights[f"{path}.weight"] = encoding
+            difference = integers * scale[:, None] - module.weight
+            errors[f"{path}.weight"] = {
+                "relative_error": float(difference.square().sum() / module.weight.square().sum().clamp(min=1e-30)),
+                "zero_rows": int((module.weight.abs().amax(dim=1) == 0).sum()),
+            }
+            if module.bias is not None:
+                piece.tensors[f"{path}.bias"] = module.bias.data.clone()
+        elif isinstance(module, Norm):
+            piece.tensors[f"{path}.weight"] = module.weight.data.clone()
+            if module.bias is not None:
+                piece.tensors[f"{path}.bias"] = module.bias.data.clone()
+
+
+def _store_prefix(index: int, past: LayerCache, piece: Piece) -> None:
+    """The prefix's K/V as integers of the cache's own grid."""
+    if past[0].shape[2] == 0:
+        return
+    for kind, rows in (("key", past[0]), ("value", past[1])):
+        encoding = piece.edges[f"layers.{index}.attn.{kind[0]}_out"]
+        integers = torch.round(fake_quantize(rows, encoding) / encoding.scale[0]) + encoding.zero_point[0]
+        piece.tensors[f"prefix.{index}.{kind}"] = integers.to(torch.int8)

@@ -1,0 +1,228 @@
+"""Equivalent scaling on a decoder block: which pairs there are, and the strength of each chosen by measured error.
+
+Sites (MobileQuant's LET pairs): norm -> q/k/v, norm -> gate/up, up -> down, v -> o (one scale per key/value channel,
+shared by the query heads of a group, so that grouped-query models have it too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.statistics import fake_quantize
+from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.decoder import DecoderLayer
+from mobileicsa.models.edge import Edge
+from mobileicsa.quantize.equivalent_math import relative_error, repeat_groups, smoothing_scale, tie_groups
+from mobileicsa.quantize.rounding import fake_quantize_weight
+
+# Rows kept of each captured activation: enough for a stable error, little enough to try many strengths.
+CAPTURE_ROWS = 1536
+SITES = ("attention", "mlp", "value", "product")
+
+
+class CaptureEdge(Edge):
+    """Passes its tensor through; keeps strided rows, and the range of every channel over all rows."""
+
+    def __init__(self, edge: Edge, expected_rows: int, channels_first: bool = False) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.stride = max(1, expected_rows // CAPTURE_ROWS)
+        self.channels_first = channels_first
+        self.kept: list[Tensor] = []
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def store(self, x: Tensor) -> Tensor:
+        # Keys and values arrive as (B, heads, T, d): their channels are heads x d.
+        rows = x.transpose(1, 2).flatten(2) if self.channels_first else x
+        rows = rows.reshape(-1, rows.shape[-1])
+        self.kept.append(rows[:: self.stride].clone())
+        low, high = torch.aminmax(rows, dim=0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+        return x
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.cat(self.kept)
+
+    @property
+    def magnitude(self) -> Tensor:
+        assert self.low is not None and self.high is not None
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def quantized(self, rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """rows / scale on the per-tensor grid that all calibration rows would need after scaling."""
+        assert self.low is not None and self.high is not None
+        encoding = asymmetric(float((self.low / scale).min()), float((self.high / scale).max()), bits)
+        return fake_quantize(rows / scale, encoding)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen at one site: strength None means left alone."""
+
+    site: str
+    alpha: float | None
+    error: float
+    error_before: float
+
+
+def capture(layer: DecoderLayer, expected_rows: int) -> dict[str, CaptureEdge]:
+    """Replace the edges that the sites read by capturing ones (in place); returns them by short name."""
+    found: dict[str, CaptureEdge] = {}
+
+    def put(owner: torch.nn.Module, attribute: str, name: str, channels_first: bool = False) -> None:
+        found[name] = CaptureEdge(getattr(owner, attribute), expected_rows, channels_first)
+        setattr(owner, attribute, found[name])
+
+    if layer.spec.pre_norm:
+        put(layer.attn_norm, "out", "attn_in")
+        if not layer.spec.parallel_residual:
+            put(layer.mlp_norm, "out", "mlp_in")
+    put(layer.attn, "v_out", "value", channels_first=True)
+    put(layer.attn, "out", "mixed")
+    put(layer.mlp.activation, "out", "activation")
+    put(layer.mlp.up_proj, "out", "up")
+    put(layer.mlp, "product", "product")
+    return found
+
+
+def choose_and_apply(
+    layer: DecoderLayer, captured: dict[str, CaptureEdge], scheme: QuantScheme, alphas: Sequence[float], *, search: bool
+) -> list[Choice]:
+    """Scale the block's weights in place, site by site.
+
+    `search` tries no scaling and every alpha and keeps the least output error of the site's consumers under the
+    scheme's own rounding; without it the first alpha is applied as SmoothQuant does (norm sites only).
+    """
+    spec = layer.spec
+    weight = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
+    choices: list[Choice] = []
+    for site in SITES:
+        plan = _site(site, layer, captured, spec, scheme, weight)
+        if plan is None or (not search and site in ("value", "product")):
+            continue
+        magnitude, readers, error_of, apply = plan
+        ones = torch.ones_like(magnitude)
+        before = error_of(ones)
+        best, best_alpha, best_error = ones, None, before
+        for alpha in alphas:
+            scale = smoothing_scale(magnitude, readers, alpha)
+            error = error_of(scale)
+            if error < best_error or not search:
+                best, best_alpha, best_error = scale, alpha, error
+            if not search:
+                break
+        if best_alpha is not None:
+            apply(best)
+        choices.append(Choice(site, best_alpha, best_error, before))
+    return choices
+
+
+_Site = tuple[Tensor, Tensor, Callable[[Tensor], float], Callable[[Tensor], None]]
+
+
+def _site(
+    site: str,
+    layer: DecoderLayer,
+    captured: dict[str, CaptureEdge],
+    spec: ModelSpec,
+    scheme: QuantScheme,
+    weight: WeightEncoding,
+) -> _Site | None:
+    """(activation magnitudes, reading weights' magnitudes, error of a scale, apply a scale) of one site."""
+    attn, mlp = layer.attn, layer.mlp
+    if site == "attention" and "attn_in" in captured:
+        readers = [attn.q_proj, attn.k_proj, attn.v_proj]
+        if spec.parallel_residual:
+            readers += [mlp.gate_proj, mlp.up_proj]
+        return _norm_site(layer.attn_norm, readers, captured["attn_in"], scheme, weight)
+    if site == "mlp" and "mlp_in" in captured:
+        return _norm_site(layer.mlp_norm, [mlp.gate_proj, mlp.up_proj], captured["mlp_in"], scheme, weight)
+    if site == "value":
+        return _value_site(layer, captured, spec, scheme, weight)
+    if site == "product":
+        return _product_site(layer, captured, scheme, weight)
+    return None
+
+
+def _norm_site(
+    norm: torch.nn.Module,
+    readers: list[torch.nn.Module],
+    edge: CaptureEdge,
+    scheme: QuantScheme,
+    weight: WeightEncoding,
+) -> _Site:
+    rows = edge.rows
+    references = [rows @ reader.weight.T for reader in readers]
+
+    def error_of(scale: Tensor) -> float:
+        x = edge.quantized(rows, scale, scheme.bits("norm_out"))
+        return sum(
+            relative_error(x @ fake_quantize_weight(reader.weight * scale, weight).T, reference)
+            for reader, reference in zip(readers, references, strict=True)
+        )
+
+    def apply(scale: Tensor) -> None:
+        norm.weight.data = norm.weight / scale
+        if norm.bias is not None:
+            norm.bias.data = norm.bias / scale
+        for reader in readers:
+            reader.weight.data = reader.weight * scale
+
+    column_max = torch.stack([reader.weight.abs().amax(dim=0) for reader in readers]).amax(dim=0)
+    return edge.magnitude, column_max, error_of, apply
+
+
+def _value_site(
+    layer: DecoderLayer, captured: dict[str, CaptureEdge], spec: ModelSpec, scheme: QuantScheme, weight: WeightEncoding
+) -> _Site:
+    value, mixed = captured["value"], captured["mixed"]
+    v_proj, o_proj = layer.attn.v_proj, layer.attn.o_proj
+    heads, kv_heads = spec.num_heads, spec.num_kv_heads
+    v_rows, rows = value.rows, mixed.rows
+    reference = rows @ o_proj.weight.T
+
+    def error_of(scale: Tensor) -> float:
+        wide = repeat_groups(scale, heads, kv_heads)
+        x = mixed.quantized(rows, wide, scheme.bits("attention_out"))
+        output_error = relative_error(x @ fake_quantize_weight(o_proj.weight * wide, weight).T, reference)
+        return output_error + relative_error(value.quantized(v_rows, scale, scheme.bits("kv")) * scale, v_rows)
+
+    def apply(scale: Tensor) -> None:
+        v_proj.weight.data = v_proj.weight / scale[:, None]
+        if v_proj.bias is not None:
+            v_proj.bias.data = v_proj.bias / scale
+        o_proj.weight.data = o_proj.weight * repeat_groups(scale, heads, kv_heads)
+
+    column_max = tie_groups(o_proj.weight.abs().amax(dim=0), heads, kv_heads)
+    return value.magnitude, column_max, error_of, apply
+
+
+def _product_site(
+    layer: DecoderLayer, captured: dict[str, CaptureEdge], scheme: QuantScheme, weight: WeightEncoding
+) -> _Site:
+    up, product, activation = captured["up"], captured["product"], captured["activation"].rows
+    up_proj, down_proj = layer.mlp.up_proj, layer.mlp.down_proj
+    reference = product.rows @ down_proj.weight.T
+
+    def error_of(scale: Tensor) -> float:
+        # The up projection's own 8-bit output is part of the price.
+        u = up.quantized(up.rows, scale, scheme.bits("mlp"))
+        x = product.quantized(activation * u * scale, scale, scheme.bits("down_in"))
+        return relative_error(x @ fake_quantize_weight(down_proj.weight * scale, weight).T, reference)
+
+    def apply(scale: Tensor) -> None:
+        up_proj.weight.data = up_proj.weight / scale[:, None]
+        if up_proj.bias is not None:
+            up_proj.bias.data = up_proj.bias / scale
+        down_proj.weight.data = down_proj.weight * scale
+
+    return product.magnitude, down_proj.weight.abs().amax(dim=0), error_of, apply

@@ -1,0 +1,210 @@
+"""The order of a quantisation run: prefix, embedding, block after block, head; each step resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.stream import BATCH, Stream, WeightSource, embed, load_layer
+from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.plan import QuantPlan, WeightEncoding
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.decoder import Embedding, Head
+from mobileicsa.quantize.block import Piece, encode_part, observe, quantize_block
+from mobileicsa.quantize.prefix import search_prefix
+from mobileicsa.quantize.recipe import Recipe
+from mobileicsa.quantize.rounding import quantize_weight
+
+
+class StageStore(Protocol):
+    """Where finished steps are kept (mobileicsa.io.stages); a step counts only when wholly written."""
+
+    def done(self, stage: str, input_hash: str) -> bool: ...
+
+    def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def save(self, stage: str, input_hash: str, tensors: dict[str, Tensor], data: dict[str, Any]) -> None: ...
+
+
+class Progress(Protocol):
+    """A named step with a known number of ticks; the command line draws it."""
+
+    def step(self, title: str, total: int) -> Callable[[], None]: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantised model: everything `program.frozen.FrozenModel` needs, and the report's raw material."""
+
+    plan: QuantPlan
+    tensors: dict[str, Tensor]
+    report: dict[str, Any]
+
+
+def run_hash(spec: ModelSpec, scheme: QuantScheme, recipe: Recipe, model_identity: str, windows: Tensor) -> str:
+    """Identity of a run: equal hashes mean equal bytes out."""
+    parts = [spec.to_json(), scheme.to_json(), recipe.model_dump(mode="json"), model_identity, torch.__version__]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    digest.update(windows.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def quantize_model(
+    spec: ModelSpec,
+    weights: WeightSource,
+    windows: Tensor,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    *,
+    store: StageStore,
+    identity: str,
+    progress: Progress,
+) -> Result:
+    """Quantise a model from calibration windows (N, T) of token ids, without BOS.
+
+    Peak memory: one block in float, the hidden states of all windows twice, and the integers so far.
+    """
+    run = run_hash(spec, scheme, recipe, identity, windows)
+    prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
+    if not prefix and spec.bos_id is not None:
+        windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
+    pieces: list[Piece] = []
+    stream: Stream | None = None
+    for index in range(spec.num_layers):
+        stage = f"layer-{index:03d}"
+        if store.done(stage, run):
+            piece, stream = _load_piece(store, stage)
+        else:
+            if stream is None:
+                stream = embed(spec, weights, prefix, windows)
+            passes = 1 if recipe.smoothing == "off" else 2
+            tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes * stream.batches)
+            layer = load_layer(spec, index, weights)
+            piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
+            _save_piece(store, stage, run, piece, stream)
+            if index:
+                _drop_stream(store, f"layer-{index - 1:03d}", run)
+        pieces.append(piece)
+    assert stream is not None
+    pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
+    plan = QuantPlan(
+        spec=spec,
+        scheme=scheme,
+        edges={name: e for piece in pieces for name, e in piece.edges.items()},
+        weights={name: w for piece in pieces for name, w in piece.weights.items()},
+        prefix_ids=prefix,
+        provenance={"run": run, "recipe": recipe.model_dump(mode="json"), "model_identity": identity},
+    )
+    tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
+    report: dict[str, Any] = {"prefix": prefix_report, "edges": {}, "weights": {}, "smoothing": {}}
+    for index, piece in enumerate(pieces):
+        report["edges"] |= piece.report.get("edges", {})
+        report["weights"] |= piece.report.get("weights", {})
+        if "smoothing" in piece.report:
+            report["smoothing"][f"layers.{index}"] = piece.report["smoothing"]
+    return Result(plan, tensors, report)
+
+
+def _prefix(
+    spec: ModelSpec,
+    weights: WeightSource,
+    windows: Tensor,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    store: StageStore,
+    run: str,
+    progress: Progress,
+) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    if recipe.prefix_tokens == 0:
+        return (), []
+    if not store.done("prefix", run):
+        tick = progress.step("sink prefix", spec.num_layers * 2)
+        prefix, trials = search_prefix(spec, weights, scheme, windows, recipe.prefix_tokens, tick)
+        rows = [{"ids": list(trial.ids), "noise": trial.noise} for trial in trials]
+        store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
+    _, data = store.load("prefix")
+    return tuple(data["prefix"]), data["trials"]
+
+
+def _embedding_and_head(
+    spec: ModelSpec,
+    weights: WeightSource,
+    windows: Tensor,
+    stream: Stream,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    has_prefix: bool,
+) -> Piece:
+    piece = Piece()
+    with torch.device("meta"):
+        embedding, head = Embedding(spec), Head(spec)
+    # The head's constants must be real numbers; its weights are filled from the source.
+    head = Head(spec)
+    weights.fill(embedding, "embed.")
+    weights.fill(head, "head.")
+    if spec.tied_head:
+        head.proj.weight = embedding.weight
+    observed = observe(embedding, 1)
+    embedding(windows)
+    encode_part("embed", observed, scheme, recipe, piece)
+    batches = stream.content.split(BATCH)
+    observed = observe(head, len(batches))
+    for batch in batches:
+        head(batch[:, ::4])
+    encode_part("head", observed, scheme, recipe, piece)
+    table = WeightEncoding(bits=scheme.embedding_bits)
+    named = {"embed.weight": (embedding.weight, table)}
+    if not spec.tied_head:
+        named["head.proj.weight"] = (head.proj.weight, WeightEncoding(bits=scheme.head_bits))
+    for name, (weight, encoding) in named.items():
+        piece.tensors[name], piece.tensors[f"{name}.scale"] = quantize_weight(name, weight, encoding, None)
+        piece.weights[name] = encoding
+    piece.tensors["head.norm.weight"] = head.norm.weight.data.clone()
+    for name, bias in (("head.norm.bias", head.norm.bias), ("head.proj.bias", head.proj.bias)):
+        if bias is not None:
+            piece.tensors[name] = bias.data.clone()
+    if has_prefix:
+        piece.tensors["prefix.logits"] = head(stream.prefix[:, -1:])[0, 0].clone()
+    return piece
+
+
+def _save_piece(store: StageStore, stage: str, run: str, piece: Piece, stream: Stream) -> None:
+    tensors = {f"piece/{name}": tensor for name, tensor in piece.tensors.items()}
+    tensors |= {"stream/content": stream.content, "stream/prefix": stream.prefix}
+    store.save(stage, run, tensors, _piece_json(piece))
+
+
+def _piece_json(piece: Piece) -> dict[str, Any]:
+    return {
+        "edges": {name: encoding.to_json() for name, encoding in piece.edges.items()},
+        "weights": {name: {"bits": w.bits, "narrow": w.narrow} for name, w in piece.weights.items()},
+        "report": piece.report,
+    }
+
+
+def _load_piece(store: StageStore, stage: str) -> tuple[Piece, Stream | None]:
+    tensors, data = store.load(stage)
+    piece = Piece(
+        edges={name: TensorEncoding.from_json(e) for name, e in data["edges"].items()},
+        weights={name: WeightEncoding(**w) for name, w in data["weights"].items()},
+        tensors={name.removeprefix("piece/"): t for name, t in tensors.items() if name.startswith("piece/")},
+        report=data["report"],
+    )
+    if "stream/content" not in tensors:
+        return piece, None
+    return piece, Stream(tensors["stream/content"], tensors["stream/prefix"])
+
+
+def _drop_stream(store: StageStore, stage: str, run: str) -> None:
+    """Hidden states are needed behind the newest finished block only."""
+    piece, stream = _load_piece(store, stage)
+    if stream is not None:
+        store.save(stage, run, {f"piece/{n}": t for n, t in piece.tensors.items()}, _piece_json(piece))

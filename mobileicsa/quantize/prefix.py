@@ -1,0 +1,124 @@
+"""The sink prefix: which few tokens, fixed in the cache, absorb the massive activations.
+
+After PrefixQuant (arXiv 2410.05265): outlier tokens placed once in front, with constant K/V, keep later tokens free
+of massive activations. PrefixQuant takes the most frequent outlier tokens; which token works differs from model to
+model (a newline absorbs them in SmolLM2, a random word does not), so candidates are compared by what is to be
+minimised: the 8-bit rounding noise of the content's activations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.stream import BATCH, WeightSource, load_layer
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.decoder import Embedding, positions_for
+from mobileicsa.models.edge import Edge, replace_edges
+
+CANDIDATES = 16
+SAMPLES, LENGTH = 4, 128
+# A further token must take away this share of the noise, for it costs a cache slot.
+MIN_GAIN = 0.05
+
+
+@dataclass(frozen=True)
+class PrefixTrial:
+    """`noise`: mean over 8-bit edges of rounding noise over signal power, in the content."""
+
+    ids: tuple[int, ...]
+    noise: float
+
+
+class _NoiseEdge(Edge):
+    """Relative rounding noise of an 8-bit edge, for several prefixes stacked along the batch."""
+
+    def __init__(self, edge: Edge, groups: int, prefix_length: int, total: Tensor) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.groups, self.prefix_length, self.total = groups, prefix_length, total
+
+    def store(self, x: Tensor) -> Tensor:
+        content = x.narrow(x.dim() - 2, self.prefix_length, x.shape[-2] - self.prefix_length)
+        rows = content.reshape(self.groups, -1)
+        low, high = rows.amin(dim=1).clamp(max=0), rows.amax(dim=1).clamp(min=0)
+        self.total += ((high - low) / 255).square() / 12 / rows.square().mean(dim=1).clamp(min=1e-12)
+        return x
+
+
+def trial_noise(
+    spec: ModelSpec,
+    weights: WeightSource,
+    scheme: QuantScheme,
+    prefixes: Sequence[tuple[int, ...]],
+    windows: Tensor,
+    tick: Callable[[], None],
+) -> list[float]:
+    """Noise of each prefix (all of one length) before the same windows (n, T); streams the model once."""
+    length = len(prefixes[0])
+    rows = [
+        torch.cat((torch.tensor(prefix, dtype=torch.int64).expand(windows.shape[0], -1), windows), dim=1)
+        for prefix in prefixes
+    ]
+    with torch.device("meta"):
+        embedding = Embedding(spec)
+    weights.fill(embedding, "embed.")
+    hidden = embedding(torch.cat(rows))
+    ropes, masks = positions_for(spec, 0, hidden.shape[1])
+    total, edges = torch.zeros(len(prefixes)), 0
+    groups_per_batch = max(1, BATCH // windows.shape[0])
+    step = groups_per_batch * windows.shape[0]
+    for index in range(spec.num_layers):
+        layer = load_layer(spec, index, weights)
+        rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
+        outputs = []
+        for start in range(0, hidden.shape[0], step):
+            batch = hidden[start : start + step]
+            first = start // windows.shape[0]
+            groups = batch.shape[0] // windows.shape[0]
+            slot = total[first : first + groups]
+
+            def measure(name: str, edge: Edge, slot: Tensor = slot, groups: int = groups) -> Edge:
+                if edge.fixed is not None or scheme.activation_bits.get(edge.role, 16) != 8:
+                    return Edge(edge.role, edge.fixed)
+                return _NoiseEdge(edge, groups, length, slot)
+
+            replace_edges(layer, measure)
+            edges = sum(isinstance(module, _NoiseEdge) for module in layer.modules())
+            outputs.append(layer(batch, rope, masks[layer.layer.sliding_window])[0])
+        hidden = torch.cat(outputs)
+        tick()
+    return [float(noise) / max(edges * spec.num_layers, 1) for noise in total]
+
+
+def search_prefix(
+    spec: ModelSpec,
+    weights: WeightSource,
+    scheme: QuantScheme,
+    windows: Tensor,
+    max_tokens: int,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[tuple[int, ...], list[PrefixTrial]]:
+    """Greedy search from BOS (or from nothing, for models without one) over frequent tokens of the windows (N, T).
+
+    Returns the prefix and every trial. Each round streams the model once; `tick` is called per layer.
+    """
+    sample = windows[:SAMPLES, :LENGTH]
+    prefix: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
+    counts = Counter(windows.flatten().tolist())
+    candidates = [token for token, _ in counts.most_common(CANDIDATES) if token != spec.bos_id]
+    best = trial_noise(spec, weights, scheme, [prefix], sample, tick)[0]
+    trials = [PrefixTrial(prefix, best)]
+    for _ in range(max_tokens):
+        tried = [(*prefix, token) for token in candidates]
+        noises = trial_noise(spec, weights, scheme, tried, sample, tick)
+        trials += [PrefixTrial(ids, noise) for ids, noise in zip(tried, noises, strict=True)]
+        lowest = min(range(len(tried)), key=noises.__getitem__)
+        if noises[lowest] > best * (1 - MIN_GAIN):
+            break
+        prefix, best = tried[lowest], noises[lowest]
+    return prefix, trials

@@ -1,0 +1,107 @@
+"""Recipes: what a quantisation run does, as a small YAML file; the resolved recipe is kept in the artifact."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mobileicsa.core.errors import InputError, SchemeError
+
+MAX_RECIPE_BYTES = 64 * 1024
+
+
+class Calibration(BaseModel):
+    """How much text, and of what length (tokens, BOS included)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    samples: int = Field(default=32, ge=1, le=65536)
+    length: int = Field(default=256, ge=2, le=32768)
+
+
+class Recipe(BaseModel):
+    """One quantisation run. Unknown keys are errors.
+
+    - prefix_tokens: most tokens that the sink-prefix search may fix after BOS; 0 fixes none, not even BOS;
+    - smoothing: "off", "fixed" (first alpha at every norm, as SmoothQuant) or "search" (per site by output error);
+    - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
+    - weights: "nearest", or "clip" (activation-aware clip before rounding).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1, max_length=64)
+    description: str = ""
+    prefix_tokens: int = Field(default=0, ge=0, le=16)
+    smoothing: Literal["off", "fixed", "search"] = "off"
+    alphas: tuple[float, ...] = (0.5,)
+    ranges: Literal["minmax", "mse"] = "minmax"
+    weights: Literal["nearest", "clip"] = "nearest"
+    calibration: Calibration = Calibration()
+
+
+def bundled_recipes() -> list[str]:
+    folder = files("mobileicsa") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A bundled recipe by name, or a YAML file; `overrides` are key=value (dots reach inside, values are YAML)."""
+    if name in bundled_recipes():
+        text, where = (files("mobileicsa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
+    else:
+        path = Path(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, bundled_recipes(), n=1)
+            raise InputError(
+                f"--recipe {name}: neither a bundled recipe ({', '.join(bundled_recipes())}) nor a file",
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes, not a recipe")
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: must be a mapping of recipe fields")
+    data.setdefault("name", Path(name).stem)
+    for override in overrides:
+        _override(data, override)
+    return _validated(data, where)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise SchemeError(f"recipe override {override!r}: must be key=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise SchemeError(f"recipe override {override!r}: {parent} is not a mapping")
+    try:
+        data[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SchemeError(f"recipe override {override!r}: {error}") from error
+
+
+def _validated(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe(**data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        near = difflib.get_close_matches(field, list(Recipe.model_fields), n=1)
+        hint = f"did you mean {near[0]}?" if near and first["type"] == "extra_forbidden" else None
+        raise SchemeError(f"{where}: field {field}: {first['msg']}", hint=hint) from error
+    except TypeError as error:
+        raise SchemeError(f"{where}: {error}") from error
