@@ -34,6 +34,7 @@ def base_spec(
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
     default_theta: float = 10_000.0,
     default_partial: float | None = None,
+    layer_type: str | None = None,
     trained_context: int | None = None,
     rope_renamed: dict[str, str] | None = None,
 ) -> ModelSpec:
@@ -52,6 +53,7 @@ def base_spec(
         reader,
         size,
         context,
+        layer_type=layer_type,
         default_theta=default_theta,
         default_partial=default_partial,
         trained_context=trained_context,
@@ -101,6 +103,13 @@ def layer_windows(reader: ConfigReader, count: int, window: int | None, default:
         if any(sliding) and window is None:
             raise reader.error("layer_types", "full_attention only, since no sliding window is in use")
     return [window if slides else None for slides in sliding]
+
+
+def windows_above(reader: ConfigReader, count: int) -> list[int | None]:
+    """Qwen's rule: with `use_sliding_window`, the layers from `max_window_layers` on have the window."""
+    window = optional_window(reader, 4096) if reader.flag("use_sliding_window", False) else None
+    first = reader.integer("max_window_layers", MAX_LAYERS, 28, minimum=0)
+    return layer_windows(reader, count, window, [window is not None and index >= first for index in range(count)])
 
 
 def optional_window(reader: ConfigReader, default: int | None = None) -> int | None:

@@ -104,6 +104,10 @@ class ConfigReader:
             raise self.error(field, "an object")
         return ConfigReader(value, self.where, f"{self.path}{field}.")
 
+    def without(self, field: str) -> ConfigReader:
+        """The same object as if the field were absent."""
+        return ConfigReader({k: v for k, v in self.config.items() if k != field}, self.where, self.path)
+
     def refuse(self, field: str, why: str) -> None:
         """Raise when a field that this family would ignore asks for something."""
         if self.config.get(field):

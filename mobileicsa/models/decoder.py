@@ -117,9 +117,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = Embedding(spec)
-        self.layers = nn.ModuleList(
-            DecoderLayer(spec, index, primitive=primitive) for index in range(spec.num_layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(spec, index, primitive=primitive) for index in range(spec.num_layers))
         self.head = Head(spec, primitive=primitive)
 
     def hidden(

@@ -175,6 +175,9 @@ def _parameters(reader: ConfigReader, layer_type: str | None) -> ConfigReader:
     field = "rope_scaling" if reader.value("rope_scaling") else "rope_parameters"
     parameters = reader.section(field) or ConfigReader({}, reader.where, f"{reader.path}{field}.")
     if not any(parameters.has(name) for name in LAYER_TYPES):
+        # Only the old form, which means the global RoPE, may give this family one set.
+        if layer_type is not None and field == "rope_parameters" and reader.section(field) is not None:
+            raise reader.error(field, "one set of parameters for each of " + ", ".join(LAYER_TYPES))
         return parameters
     if layer_type is None:
         raise reader.error(field, "one set of parameters for all layers, as this family has")

@@ -38,12 +38,13 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The checkpoint tensor that makes a canonical one; several names are stacked along a new first axis.
+    """The checkpoint tensors that make a canonical one: one name, or several when `stacked` along a new first axis.
 
     `rows` cuts a fused tensor, `add` is added to every value (a gain stored as its distance from 1).
     """
 
     names: tuple[str, ...]
+    stacked: bool = False
     rows: Rows | None = None
     add: float = 0.0
 
@@ -51,14 +52,13 @@ class Source:
         """The shape every named tensor must have for a canonical tensor of that shape."""
         if self.rows is not None:
             return (self.rows.total, *canonical[1:])
-        return canonical[1:] if len(self.names) > 1 else canonical
+        return canonical[1:] if self.stacked else canonical
 
     def read(self, source: PlainNames) -> Tensor:
         """The canonical tensor, float32."""
-        if len(self.names) > 1:
-            tensor = torch.stack([source.get(name) for name in self.names])
-        else:
-            tensor = source.get(self.names[0])
+        if self.stacked:
+            return torch.stack([source.get(name) for name in self.names])
+        tensor = source.get(self.names[0])
         if self.rows is not None:
             # A copy, so that one slice does not keep the whole fused tensor alive.
             tensor = tensor[self.rows.start : self.rows.stop].clone()
