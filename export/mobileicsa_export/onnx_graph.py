@@ -17,6 +17,7 @@ from onnxscript import optimizer
 from torch.export import ExportedProgram
 
 from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.onnx_layout import layout_on_integers
 
 OPSET = 21
 QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
@@ -39,6 +40,7 @@ def to_qdq_form(model: ir.Model, weight_bits: Mapping[str, int]) -> None:
     """Apply this module's passes in place. `weight_bits`: stored bits by the program's weight name (4 = INT4)."""
     _give_each_its_encoding(model.graph)
     _orient_weights(model.graph, weight_bits)
+    layout_on_integers(model.graph)
     _drop_unused(model.graph)
 
 
