@@ -8,6 +8,7 @@ model, the calibrator, the simulator and the exported program are one definition
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -37,6 +38,10 @@ class Edge(nn.Module):
     `store` gives what a cache keeps (integers once quantised), `load` the real values back;
     calling the edge is `load(store(x))`.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, role: str, fixed: tuple[float, float] | None = None) -> None:
         super().__init__()

@@ -41,6 +41,9 @@ class Linear(nn.Module):
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension with gain (and bias); `heads` gives each head its own gain."""
 
+    inverse_size: Tensor
+    epsilon: Tensor
+
     def __init__(
         self, spec: ModelSpec, size: int, role: str, *, primitive: bool, bias: bool = False, heads: int | None = None
     ) -> None:
@@ -58,10 +61,9 @@ class Norm(nn.Module):
         if primitive:
             self.register_buffer("inverse_size", torch.tensor(1.0 / size), persistent=False)
             self.register_buffer("epsilon", torch.tensor(float(self.eps)), persistent=False)
-            for name in ("inverse_size_edge", "epsilon_edge"):
-                setattr(self, name, Edge("constant"))
-            for name in ("square", "mean_square", "shifted", "rsqrt", "normed"):
-                setattr(self, name, Edge("internal"))
+            self.inverse_size_edge, self.epsilon_edge = Edge("constant"), Edge("constant")
+            self.square, self.mean_square = Edge("internal"), Edge("internal")
+            self.shifted, self.rsqrt, self.normed = Edge("internal"), Edge("internal"), Edge("internal")
             if self.kind == "layer":
                 self.mean = Edge("internal")
                 self.centered = Edge("internal")
@@ -96,6 +98,9 @@ class Norm(nn.Module):
 
 class SoftCap(nn.Module):
     """c * tanh(x / c) (Gemma 2)."""
+
+    inverse_cap: Tensor
+    cap_value: Tensor
 
     def __init__(self, cap: float, *, primitive: bool) -> None:
         super().__init__()
