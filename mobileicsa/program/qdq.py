@@ -80,8 +80,12 @@ class QuantLinear(Linear):
         self.register_buffer("weight", integers)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int64))
+        # Set by the simulator only: the same numbers, dequantised once. Never part of an exported program.
+        self.real_weight: Tensor | None = None
 
     def effective_weight(self) -> Tensor:
+        if self.real_weight is not None:
+            return self.real_weight
         w: Tensor = _ops.dequantize_per_channel(
             self.weight, self.scale, self.zero_point, 0, self.encoding.qmin, self.encoding.qmax, torch.int8
         )

@@ -1,0 +1,24 @@
+"""Names of the files in an artifact folder."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"
+PLAN = "quant_plan.json"
+WEIGHTS = "weights.safetensors"
+RECIPE = "recipe.yaml"
+TOKENIZER = "tokenizer.json"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
+CARD = "README.md"
+MANIFEST = "manifest.json"  # written last: without it a folder is not an artifact
+GOLDEN = "golden/vectors.safetensors"
+GREEDY = "golden/greedy.json"
+ENCODINGS = "encodings"
+
+# Bytes 0..MAX of JSON files of ours; a plan of a 100-layer model has about 20 MB of edges.
+MAX_JSON_BYTES = 256 << 20
+
+
+def backend_folder(target: str, backend: str, first_target: str) -> str:
+    """The first target's files lie at the top (onnx/, executorch/), further ones under targets/<name>/."""
+    return backend if target == first_target else f"targets/{target}/{backend}"

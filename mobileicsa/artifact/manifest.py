@@ -1,0 +1,77 @@
+"""The manifest: size and SHA-256 of every file, written last, so that nothing half written looks whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mobileicsa.artifact import layout
+from mobileicsa.core.errors import InputError, VerificationError
+from mobileicsa.io.hashing import sha256_file
+from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.io.paths import inside
+
+ARTIFACT_FORMAT = 1
+# Files rewritten by eval, bench and report after the build: their hashes would go stale by design.
+MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD)
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Hash every file below `folder` and write the manifest beside them. `facts` are JSON values kept with it."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != layout.MANIFEST and name not in MUTABLE:
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(folder / layout.MANIFEST, {"format": ARTIFACT_FORMAT, "files": files, **facts})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact folder; InputError where the folder is none or newer than this version."""
+    path = folder / layout.MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no {layout.MANIFEST}, so this is not a finished artifact",
+            hint="make one with `mobileicsa quantize`, or finish an interrupted run with --resume",
+        )
+    try:
+        manifest = read_json(path, max_bytes=layout.MAX_JSON_BYTES)
+    except InputError as error:
+        raise VerificationError(f"{error.message} (the manifest is damaged)", hint=error.hint) from error
+    version = manifest.get("format")
+    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
+        raise VerificationError(f"{path}: field format or files is missing or malformed")
+    if version > ARTIFACT_FORMAT:
+        raise InputError(f"{path}: artifact format {version}", hint="this artifact needs a newer mobileicsa")
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any], *, only: str = "") -> list[str]:
+    """Problems of the files named in the manifest (those starting with `only`): missing, resized, changed."""
+    problems = []
+    for name, expected in manifest["files"].items():
+        if not name.startswith(only):
+            continue
+        try:
+            path = inside(folder, name)
+            size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                problems.append(f"{name}: missing")
+            elif size != expected["bytes"]:
+                problems.append(f"{name}: {size} bytes, the manifest says {expected['bytes']}")
+            elif sha256_file(path) != expected["sha256"]:
+                problems.append(f"{name}: content differs from the manifest's SHA-256")
+        except InputError as error:
+            problems.append(f"{name}: {error.message}")
+        except (KeyError, TypeError):
+            problems.append(f"{name}: malformed manifest entry")
+    return problems
+
+
+def require_files(folder: Path, manifest: dict[str, Any], only: str) -> None:
+    """VerificationError naming the first damaged file below `only`."""
+    problems = check_files(folder, manifest, only=only)
+    if problems:
+        raise VerificationError(
+            f"{folder}: {problems[0]}", hint="the artifact is damaged: copy it again or make it anew"
+        )

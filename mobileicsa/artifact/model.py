@@ -1,0 +1,299 @@
+"""`QuantizedModel` and `FloatModel`: one interface for everything that generates text or is measured."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobileicsa.artifact import layout
+from mobileicsa.artifact.manifest import check_files, read_manifest, require_files
+from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError, VerificationError
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.io.checkpoint import open_checkpoint
+from mobileicsa.io.json_file import read_json
+from mobileicsa.io.tensor_file import read_tensors
+from mobileicsa.models.load import load_decoder, read_spec
+from mobileicsa.program.backend import find_backend
+from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.generate import TokenRunner, generate
+from mobileicsa.program.methods import empty_cache
+from mobileicsa.program.simulator import SimulatorSession
+
+SIMULATOR, FLOAT = "simulator", "float"
+
+
+class LanguageModel(Protocol):
+    """What evaluation needs. `bos_id` None means that a window's first token is not predicted."""
+
+    name: str
+    backend: str
+    tokenizer: Tokenizer
+    bos_id: int | None
+    max_window: int
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Predictions (m, vocab) of ids[n-m:]; m = n where BOS or a prefix stands before ids, else n - 1."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Generated text. Speeds are None where nothing was timed (no prompt token, fewer than two new tokens)."""
+
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    first_token_ms: float
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+
+
+class _Generates:
+    """Shared by both models: text in, text out, over a `TokenRunner`."""
+
+    tokenizer: Tokenizer
+    spec: ModelSpec
+    runner: TokenRunner
+    prefixed: bool
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chat: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Output:
+        """Complete a prompt (text, or token ids without BOS); `chat` wraps text in the model's chat template.
+
+        `on_text` receives each new piece of text. Greedy at temperature 0.
+        """
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, is {max_new_tokens}")
+        if temperature < 0:
+            raise UsageError(f"temperature must be 0 or more, is {temperature}")
+        ids = self._prompt_ids(prompt, chat)
+        self.runner.reset()
+        shown = ""
+        produced: list[int] = []
+
+        def on_token(token: int) -> None:
+            nonlocal shown
+            produced.append(token)
+            text = self.tokenizer.decode(produced)
+            # An unfinished character decodes to U+FFFD: wait for the rest of it.
+            if on_text is not None and not text.endswith("\ufffd"):
+                on_text(text[len(shown) :])
+                shown = text
+
+        made = generate(
+            self.runner,
+            ids,
+            max_new_tokens=max_new_tokens,
+            eos_ids=self.spec.eos_ids,
+            temperature=temperature,
+            seed=seed,
+            on_token=on_token,
+        )
+        return Output(
+            text=self.tokenizer.decode(made.token_ids),
+            token_ids=made.token_ids,
+            prompt_tokens=made.prompt_tokens,
+            first_token_ms=made.prefill_s * 1000,
+            prefill_tokens_per_s=made.prompt_tokens / made.prefill_s if made.prompt_tokens else None,
+            decode_tokens_per_s=made.decode_steps / made.decode_s if made.decode_steps else None,
+        )
+
+    def _prompt_ids(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
+        if isinstance(prompt, str):
+            text = self.tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
+            ids = self.tokenizer.encode(text)
+        else:
+            ids = [int(i) for i in prompt]
+        for index in ids:
+            if not 0 <= index < self.spec.vocab_size:
+                raise InputError(f"prompt: token {index} is outside the vocabulary of {self.spec.vocab_size}")
+        bos = self.spec.bos_id
+        if bos is None:
+            return ids
+        if self.prefixed:
+            # The prefix holds BOS already. A chat's own first token opens its first turn and stays.
+            return ids[1:] if not chat and ids[:1] == [bos] else ids
+        return ids if ids[:1] == [bos] else [bos, *ids]
+
+
+class QuantizedModel(_Generates):
+    """An artifact folder opened on one back end ("simulator", "onnx", "executorch", ...)."""
+
+    def __init__(self, folder: Path, plan: QuantPlan, target: Target, manifest: dict[str, Any], backend: str) -> None:
+        self.folder, self.plan, self.target, self.manifest, self.backend = folder, plan, target, manifest, backend
+        self.spec = plan.spec
+        self.name = str(folder)
+        self.tokenizer = Tokenizer(folder)
+        self.bos_id = plan.spec.bos_id
+        self.prefixed = bool(plan.prefix_ids)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, backend: str = SIMULATOR, target: str | None = None, threads: int | None = None
+    ) -> QuantizedModel:
+        """Open an artifact. Its files are checked against the manifest first.
+
+        Raises InputError (not an artifact), VerificationError (damaged), EnvironmentFault (back end not installed).
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for name in (layout.PLAN, layout.WEIGHTS, layout.TOKENIZER):
+            require_files(folder, manifest, name)
+        plan = QuantPlan.from_json(read_json(folder / layout.PLAN, max_bytes=layout.MAX_JSON_BYTES), layout.PLAN)
+        chosen = target_of(manifest, target)
+        model = cls(folder, plan, chosen, manifest, backend)
+        frozen = FrozenModel(plan, read_tensors(folder / layout.WEIGHTS))
+        model._open(frozen, threads)
+        return model
+
+    def _open(self, frozen: FrozenModel, threads: int | None) -> None:
+        prefix = frozen.prefix_cache()
+        self.prefix_logits = frozen.tensors.get("prefix.logits")
+        self.prefix_rows = prefix
+        if self.backend == SIMULATOR:
+            decoder = build_decoder(frozen, primitive=self.target.nonlinear == "primitive")
+            self.session: Any = SimulatorSession(decoder, self.target)
+        else:
+            self.session = self._open_backend(threads)
+        logits = None if self.prefix_logits is None else self.prefix_logits.numpy()
+        rows = [rows.numpy() for pair in prefix for rows in pair]
+        self.runner = TokenRunner(self.session, self.target, rows, logits)
+
+    def _open_backend(self, threads: int | None) -> Any:
+        subfolder = layout.backend_folder(self.target.name, self.backend, self.manifest["default_target"])
+        back_end = find_backend(self.backend)
+        reason = back_end.unavailable()
+        if reason is not None:
+            raise EnvironmentFault(f"--backend {self.backend}: {reason}")
+        if not (self.folder / subfolder).is_dir():
+            raise InputError(
+                f"{self.folder}: was not exported for {self.backend}", hint="run `mobileicsa export` for that target"
+            )
+        require_files(self.folder, self.manifest, subfolder + "/")
+        return back_end.open(self.folder / subfolder, self.spec, self.target, threads=threads)
+
+    @property
+    def max_window(self) -> int:
+        limit = self.spec.max_context if self.backend == SIMULATOR else self.target.context
+        return limit - max(len(self.plan.prefix_ids), 1)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        ids = list(ids)
+        fed = ids if self.prefixed or self.bos_id is None else [self.bos_id, *ids]
+        if self.backend == SIMULATOR:
+            past = self.prefix_rows if self.prefixed else None
+            rows = self.session.sequence_logits(torch.tensor([fed]), past)[0]
+        else:
+            self.runner.reset()
+            rows = torch.from_numpy(self.runner.prefill(fed))
+        if self.prefixed:
+            assert self.prefix_logits is not None
+            rows = torch.cat((self.prefix_logits[None], rows))
+        return rows[:-1]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the artifact; the target must not exist or be empty. Appears whole or not at all."""
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target}: exists", hint="choose a new folder")
+        problems = check_files(self.folder, self.manifest)
+        if problems:
+            raise VerificationError(f"{self.folder}: {problems[0]}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            copy = Path(scratch) / "artifact"
+            shutil.copytree(self.folder, copy)
+            copy.rename(target)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class FloatModel(_Generates):
+    """The unquantised checkpoint in float32, for comparison."""
+
+    backend = FLOAT
+    prefixed = False
+
+    def __init__(self, name: str, folder_with_tokenizer: Path) -> None:
+        checkpoint = open_checkpoint(name)
+        self.name = name
+        self.spec = read_spec(checkpoint)
+        self.tokenizer = Tokenizer(folder_with_tokenizer)
+        self.bos_id = self.spec.bos_id
+        self.max_window = self.spec.max_context - 1
+        self.decoder = load_decoder(checkpoint)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> FloatModel:
+        """Load a checkpoint folder, GGUF file, bundled name or hub id."""
+        with tempfile.TemporaryDirectory() as scratch:
+            open_checkpoint(str(name)).write_tokenizer(Path(scratch))
+            model = cls(str(name), Path(scratch))
+        target = Target(name=FLOAT, description="", backends=(), context=min(2048, model.spec.max_context))
+        rows = [r.numpy() for pair in empty_cache(model.spec, 0, torch.float32) for r in pair]
+        model.runner = TokenRunner(SimulatorSession(model.decoder, target), target, rows, None)
+        return model
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        fed = list(ids) if self.bos_id is None else [self.bos_id, *ids]
+        rows: Tensor = self.decoder(torch.tensor([fed]))[0][0]
+        return rows[:-1]
+
+
+def target_of(manifest: dict[str, Any], name: str | None) -> Target:
+    """The named target of an artifact, or its first."""
+    targets: dict[str, Any] = manifest["targets"]
+    chosen = name or manifest["default_target"]
+    if chosen not in targets:
+        raise InputError(f"target {chosen!r} is not in this artifact; it has {', '.join(targets)}")
+    return Target.from_mapping(targets[chosen], layout.MANIFEST)
+
+
+def is_artifact(name: str) -> bool:
+    return (Path(name) / layout.MANIFEST).is_file()
+
+
+def load_model(name: str, backend: str | None = None, *, threads: int | None = None) -> QuantizedModel | FloatModel:
+    """An artifact folder on a back end (default simulator), or a checkpoint in float."""
+    if is_artifact(name):
+        if backend == FLOAT:
+            raise UsageError(f"{name}: is an artifact", hint="--backend float takes the original model")
+        return QuantizedModel.from_pretrained(name, backend=backend or SIMULATOR, threads=threads)
+    if backend not in (None, FLOAT):
+        if Path(name).is_dir() and (Path(name) / layout.PLAN).is_file():
+            read_manifest(Path(name))
+        raise UsageError(f"{name}: is not an artifact, --backend {backend} needs one", hint="quantize it first")
+    return FloatModel.from_pretrained(name)
+
+
+def greedy_tokens(model: QuantizedModel, prompt: str, count: int) -> list[int]:
+    """`count` greedy tokens at most, for comparing back ends token by token."""
+    return model.generate(prompt, max_new_tokens=count).token_ids
+
+
+def integer_logits(logits: np.ndarray[Any, np.dtype[np.float32]], plan: QuantPlan) -> Tensor:
+    """Logits back on their integer grid."""
+    encoding = plan.edges["head.logits"]
+    return torch.round(torch.from_numpy(logits) / encoding.scale[0]).to(torch.int32) + encoding.zero_point[0]

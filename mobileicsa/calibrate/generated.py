@@ -1,0 +1,46 @@
+"""Data-free calibration: text that the model itself writes (LLM-QAT, arXiv 2305.17888), seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.decoder import Decoder, LayerCache
+
+
+@torch.no_grad()
+def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tick: Callable[[], None]) -> Tensor:
+    """Token ids (samples, length - 1) int64 that follow BOS: a random first token, then samples at temperature 1.
+
+    The random first token gives each text its own subject. `tick` is called once per position.
+    """
+    spec = decoder.spec
+    random = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, spec.vocab_size, (samples, 1), generator=random)
+    ids = first if spec.bos_id is None else torch.cat((torch.full((samples, 1), spec.bos_id), first), dim=1)
+    total = length - 1 + (spec.bos_id is not None)
+    cache = _room(spec, samples, total)
+    step, valid = ids, 0
+    while ids.shape[1] < total:
+        past = None if valid == 0 else [(k[:, :, :valid], v[:, :, :valid]) for k, v in cache]
+        logits, new = decoder(step, past)
+        for (keys, values), (k, v) in zip(cache, new, strict=True):
+            keys[:, :, valid : valid + step.shape[1]] = k
+            values[:, :, valid : valid + step.shape[1]] = v
+        valid += step.shape[1]
+        probabilities = torch.softmax(logits[:, -1], dim=-1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise InputError("calibration: the model's own text has NaN logits", hint="are the weights intact?")
+        step = torch.multinomial(probabilities, 1, generator=random)
+        ids = torch.cat((ids, step), dim=1)
+        tick()
+    return ids[:, ids.shape[1] - (length - 1) :]
+
+
+def _room(spec: ModelSpec, samples: int, length: int) -> list[LayerCache]:
+    shape = (samples, spec.num_kv_heads, length, spec.head_dim)
+    return [(torch.zeros(shape), torch.zeros(shape)) for _ in spec.layers]

@@ -1,0 +1,86 @@
+"""Calibration text given by the user: a plain text or JSON-lines file becomes windows of token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.io.hashing import sha256_bytes
+
+# Enough for any calibration; a larger file is read up to here, so that memory stays bounded.
+MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """`windows` (N, T) int64; `sha256` of the text used; `note` says what was cut or missing ("" if nothing)."""
+
+    windows: Tensor
+    sha256: str
+    note: str
+
+
+def read_text(path: Path) -> str:
+    """The text of a .txt file, or the "text" fields of a .jsonl file, one per line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", hint="give a UTF-8 .txt file, or .jsonl with a text field")
+    with path.open("rb") as file:
+        data = file.read(MAX_TEXT_BYTES)
+    if len(data) == MAX_TEXT_BYTES:
+        # Do not end inside a character.
+        data = data[: data.rfind(b"\n") + 1] or data[: data.rfind(b" ") + 1]
+    try:
+        text = data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: line {line}: not UTF-8 (byte {error.start})", hint="convert it to UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte")
+    if path.suffix == ".jsonl":
+        text = "\n".join(_text_of(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line)
+    if not text.strip():
+        raise InputError(f"{path}: holds no text", hint="calibration needs at least one sentence")
+    return text
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: line {number}: not JSON") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise InputError(f'{path}: line {number}: has no string field "text"')
+    return str(row["text"])
+
+
+def make_windows(
+    text: str, encode: Callable[[str], Sequence[int]], vocab_size: int, samples: int, length: int, where: str
+) -> CalibrationText:
+    """Up to `samples` windows of length - 1 tokens (BOS or the prefix comes before them), spread over the text."""
+    ids = list(encode(text))
+    for offset, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"{where}: token {token} (number {offset}) is outside the model's vocabulary of {vocab_size}",
+                hint="the tokenizer belongs to another model",
+            )
+    if not ids:
+        raise InputError(f"{where}: the tokenizer makes no tokens of it")
+    size = min(length - 1, len(ids))
+    count = min(samples, len(ids) // size)
+    notes = []
+    if size < length - 1:
+        notes.append(f"only {len(ids)} tokens, windows shortened to {size}")
+    if count < samples:
+        notes.append(f"{count} of {samples} windows asked for")
+    if count == 1:
+        notes.append("n = 1: ranges are unreliable")
+    starts = [(len(ids) - size) * i // max(count - 1, 1) for i in range(count)]
+    windows = torch.tensor([ids[start : start + size] for start in starts], dtype=torch.int64)
+    return CalibrationText(windows, sha256_bytes(text.encode()), "; ".join(notes))

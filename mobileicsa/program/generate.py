@@ -1,0 +1,152 @@
+"""Run a session: the static cache, chunked prefill, one-token decode, greedy or sampled generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.core.target import Target
+from mobileicsa.program.backend import Array, Session
+
+
+class TokenRunner:
+    """Owns the cache of one conversation: numpy arrays (1, kv_heads, context, head_dim), keys and values by layer.
+
+    `prefix_cache` holds the rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the
+    prefix itself predicts.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        target: Target,
+        prefix_cache: Sequence[Array],
+        prefix_logits: NDArray[np.float32] | None,
+    ) -> None:
+        self.session, self.target = session, target
+        self.prefix_logits = prefix_logits
+        self._prefix = list(prefix_cache)
+        self.prefix_length = int(self._prefix[0].shape[2])
+        self.cache: list[Array] = []
+        for rows in self._prefix:
+            shape = (*rows.shape[:2], target.context, rows.shape[3])
+            self.cache.append(np.zeros(shape, dtype=rows.dtype))
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the prefix alone. Later slots are masked, so that they need no clearing."""
+        self.position = self.prefix_length
+        for whole, rows in zip(self.cache, self._prefix, strict=True):
+            whole[:, :, : self.prefix_length] = rows
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit."""
+        return self.target.context - self.position
+
+    def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> NDArray[np.float32]:
+        """Feed tokens in chunks; logits (n, vocab) behind each, or (1, vocab) behind the last."""
+        if not ids:
+            raise InputError("prefill: no tokens", hint="give a prompt of at least one token")
+        if len(ids) > self.room:
+            raise InputError(
+                f"prompt: {len(ids)} tokens do not fit the {self.room} free slots of context {self.target.context}",
+                hint="shorten the prompt, or export for a target with a larger context",
+            )
+        chunk = self.target.prefill_chunk
+        parts = []
+        for start in range(0, len(ids), chunk):
+            piece = ids[start : start + chunk]
+            tokens = np.zeros((1, chunk), dtype=np.int64)
+            tokens[0, : len(piece)] = piece
+            logits, rows = self.session.run("prefill", tokens, self.position, self.cache)
+            self._keep(rows, len(piece))
+            is_last = start + chunk >= len(ids)
+            if last_only and is_last:
+                parts.append(logits[0, len(piece) - 1 : len(piece)].copy())
+            elif not last_only:
+                parts.append(logits[0, : len(piece)].copy())
+        return np.concatenate(parts)
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Feed one token; logits (vocab,)."""
+        if self.room < 1:
+            raise InputError(f"context of {self.target.context} tokens is full")
+        logits, rows = self.session.run("decode", np.array([[token]], dtype=np.int64), self.position, self.cache)
+        self._keep(rows, 1)
+        last: NDArray[np.float32] = logits[0, 0]
+        return last
+
+    def _keep(self, rows: Sequence[Array], count: int) -> None:
+        for whole, new in zip(self.cache, rows, strict=True):
+            whole[:, :, self.position : self.position + count] = new[:, :, :count]
+        self.position += count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """New tokens (the end token left out) and where the seconds went; decode_s covers len(token_ids) - 1 steps."""
+
+    token_ids: list[int]
+    prompt_tokens: int
+    prefill_s: float
+    decode_s: float
+    decode_steps: int
+
+
+def pick(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> int:
+    """Greedy at temperature 0 (ties: lowest index), else a sample."""
+    if not np.isfinite(logits).all():
+        raise InputError("generation: logits are NaN or infinite", hint="run `mobileicsa verify` on the artifact")
+    if temperature == 0.0:
+        return int(np.argmax(logits))
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(random.choice(len(weights), p=weights / weights.sum()))
+
+
+def generate(
+    runner: TokenRunner,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_token: Callable[[int], None] | None = None,
+) -> Generation:
+    """Continue a prompt from the runner's present position until an end token, the limit or a full context."""
+    random = np.random.default_rng(seed)
+    start = time.perf_counter()
+    if prompt_ids:
+        logits = runner.prefill(prompt_ids, last_only=True)[0]
+    elif runner.prefix_logits is not None and runner.position == runner.prefix_length:
+        logits = runner.prefix_logits
+    else:
+        raise InputError("prompt: empty, and the artifact has no prefix to start from")
+    prefilled = time.perf_counter()
+    produced: list[int] = []
+    steps = 0
+    while len(produced) < max_new_tokens:
+        token = pick(logits, temperature, random)
+        if token in eos_ids:
+            break
+        produced.append(token)
+        if on_token is not None:
+            on_token(token)
+        if len(produced) == max_new_tokens or runner.room < 1:
+            break
+        logits = runner.decode(token)
+        steps += 1
+    return Generation(
+        token_ids=produced,
+        prompt_tokens=len(prompt_ids),
+        prefill_s=prefilled - start,
+        decode_s=time.perf_counter() - prefilled,
+        decode_steps=steps,
+    )

@@ -1,0 +1,54 @@
+"""The simulator: the eager run of the frozen program, the reference that every back end is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobileicsa.core.target import Target
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.backend import Array, IntArray
+from mobileicsa.program.methods import Method, method_lengths
+from mobileicsa.program.qdq import QuantLinear
+
+
+def cache_dequantized_weights(decoder: Decoder) -> None:
+    """Dequantise every weight once instead of at each call: the same numbers, float32's memory."""
+    for module in decoder.modules():
+        if isinstance(module, QuantLinear):
+            weight = module.effective_weight()
+            # A tied table stays shared in memory only as integers; the head's copy is its own.
+            module.real_weight = weight
+
+
+class SimulatorSession:
+    """A `Session` over a frozen (or float) decoder in eager mode."""
+
+    def __init__(self, decoder: Decoder, target: Target) -> None:
+        cache_dequantized_weights(decoder)
+        self.decoder = decoder
+        self.methods = {
+            name: Method(decoder, length=length, context=target.context).eval()
+            for name, length in method_lengths(target).items()
+        }
+
+    @torch.no_grad()
+    def run(
+        self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
+    ) -> tuple[NDArray[np.float32], list[Array]]:
+        past = [torch.from_numpy(rows) for rows in cache]
+        logits, *rows = self.methods[method](torch.from_numpy(token_ids), torch.tensor([position]), *past)
+        return logits.numpy(), [row.numpy() for row in rows]
+
+    @torch.no_grad()
+    def sequence_logits(self, ids: Tensor, prefix: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Logits (1, T, vocab) of a whole sequence in one pass, for measuring accuracy quickly."""
+        logits: Tensor = self.decoder(ids, prefix)[0]
+        return logits
+
+    def close(self) -> None:
+        self.methods = {}
