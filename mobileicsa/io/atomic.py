@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+from torch import Tensor
+
 from mobileicsa.core.errors import EnvironmentFault
+
+
+class WriteFault(EnvironmentFault):
+    """The disk is full, read-only or broken."""
 
 
 @contextmanager
@@ -16,10 +23,10 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the operating system says (disk full, no permission) into an error that names the file."""
     try:
         yield
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="free some disk space or choose another --output; finished stages are kept for --resume",
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WriteFault(
+            f"{path}: cannot be written: {reason}", hint="free some disk space, or choose another --output"
         ) from error
 
 
@@ -50,6 +57,25 @@ def write_through(path: Path, fill: Callable[[Path], None]) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     def fill(temporary: Path) -> None:
         temporary.write_bytes(data)
+
+    write_through(path, fill)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; same tensors, same bytes."""
+    from safetensors.torch import save_file
+
+    owners: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name in sorted(tensors):
+        # The format forbids tensors that share memory, and views; tied weights become two copies.
+        tensor = tensors[name].detach().contiguous()
+        owner = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if owner in owners else tensor
+        owners.add(owner)
+
+    def fill(temporary: Path) -> None:
+        save_file(plain, temporary)
 
     write_through(path, fill)
 
