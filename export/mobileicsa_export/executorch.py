@@ -1,0 +1,134 @@
+"""ExecuTorch back end: one model.pte with methods prefill and decode, lowered to XNNPACK (any Arm or x86 CPU)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobileicsa.core.errors import Unsupported
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.methods import export_method, method_lengths
+
+if TYPE_CHECKING:
+    from executorch.exir import EdgeProgramManager
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+INSTALL = "pip install 'mobileicsa[executorch]'"
+MODEL_FILE = "model.pte"
+# Read before the file is loaded: the runtime trusts the weights' part of a .pte and may crash on a damaged one.
+DIGEST_FILE = "model.pte.sha256"
+
+
+class ExecutorchBackend:
+    """Writes model.pte; both methods read one copy of the weights."""
+
+    name = "executorch"
+
+    def unavailable(self) -> str | None:
+        return None if importlib.util.find_spec("executorch") else f"executorch is not installed: {INSTALL}"
+
+    def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
+        from mobileicsa_export.executorch_graph import prepare
+
+        folder.mkdir(parents=True, exist_ok=True)
+        shared: dict[int, Tensor] = {}
+        programs, forms = {}, {}
+        for method in method_lengths(target):
+            programs[method] = export_method(decoder, target, method)
+            forms[method] = prepare(programs[method], shared)
+        lowered = _lower(programs, constant_methods(decoder.spec, target, metadata))
+        facts = {method: {**_facts(lowered, method), "forms": forms[method]} for method in forms}
+        programs.clear()
+        path = folder / MODEL_FILE
+        _save(lowered, path)
+        digest = folder / DIGEST_FILE
+        digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
+        size = path.stat().st_size
+        return Written(files=(path, digest), facts={"bytes": size, **facts["decode"], "methods": facts})
+
+    def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
+        from mobileicsa_export.executorch_session import ExecutorchSession
+
+        return ExecutorchSession(folder, spec, threads=threads)
+
+
+def constant_methods(spec: ModelSpec, target: Target, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Methods that return a constant, named as ExecuTorch's own LLM runners read them, and ours."""
+    return {
+        "get_bos_id": metadata["bos_id"],
+        "get_eos_ids": list(metadata["eos_ids"]),
+        "get_prefix_ids": list(metadata["prefix_ids"]) or [-1],
+        "get_vocab_size": spec.vocab_size,
+        "get_max_seq_len": target.context,
+        "get_max_context_len": target.context,
+        "get_prefill_chunk": target.prefill_chunk,
+        "get_n_layers": spec.num_layers,
+        "use_kv_cache": True,
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lower(programs: dict[str, ExportedProgram], constants: dict[str, Any]) -> EdgeProgramManager:
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    from mobileicsa_export.executorch_partition import OneDelegatePartitioner
+
+    with warnings.catch_warnings(), _shared_provenance():
+        warnings.simplefilter("ignore")
+        return to_edge_transform_and_lower(
+            programs,
+            partitioner=[OneDelegatePartitioner()],
+            # The validity check knows neither choose_qparams nor its kin.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=constants,
+        )
+
+
+@contextmanager
+def _shared_provenance() -> Iterator[None]:
+    """Each of some thirty passes deep-copies every node's chain of origins, half of the lowering's time; share them."""
+    from torch.fx.traceback import NodeSource
+
+    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
+
+
+def _facts(lowered: EdgeProgramManager, method: str) -> dict[str, Any]:
+    calls = [n for n in lowered.exported_program(method).graph.nodes if n.op == "call_function"]
+    names = Counter(getattr(n.target, "__name__", str(n.target)) for n in calls)
+    delegates = names.pop("executorch_call_delegate", 0)
+    names.pop("getitem", None)
+    return {"delegates": delegates, "ops_outside_delegates": dict(sorted(names.items()))}
+
+
+def _save(lowered: EdgeProgramManager, path: Path) -> None:
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
+    # Inputs are read where the caller has them: the cache is never copied.
+    planning = MemoryPlanningPass(alloc_graph_input=False)
+    try:
+        program = lowered.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+    except RuntimeError as error:
+        if "Missing out variants" not in str(error):
+            raise
+        raise Unsupported(str(error).partition(": ")[2], "ExecuTorch has no kernel for it") from error
+    with path.open("wb") as file:
+        program.write_to_file(file)

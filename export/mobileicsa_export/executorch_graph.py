@@ -1,0 +1,118 @@
+"""Passes that rewrite float regions and attention so that a whole method becomes one XNNPACK delegate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from mobileicsa_export.executorch_editor import ProgramEditor, only_user, shape
+from mobileicsa_export.executorch_quant import DEQUANTIZE, LinearPass, aten, express_int16, nodes, widen_int4
+
+
+def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, int]:
+    """Rewrite `program` in place; counts of what was expressed in which form.
+
+    `weights`: padded weights, shared by the methods of one file.
+    """
+    editor = ProgramEditor(program)
+    _drop_annotations(editor)
+    widen_int4(editor)
+    counts = LinearPass(editor, weights).run()
+    edges = express_int16(editor)
+    if edges:
+        counts["int16_edges_in_float_arithmetic"] = edges
+    _mean_as_linear(editor)
+    _load_before_concatenation(editor)
+    for node in nodes(editor, aten.matmul.default):
+        _attention_product(editor, node)
+    editor.finish()
+    return counts
+
+
+def _drop_annotations(editor: ProgramEditor) -> None:
+    for node in nodes(editor, aten._assert_tensor_metadata.default, aten.alias.default):
+        if node.users:
+            editor.replace(node, node.args[0])  # type: ignore[arg-type]
+        else:
+            editor.graph.erase_node(node)
+
+
+def _mean_as_linear(editor: ProgramEditor) -> None:
+    """XNNPACK has no mean over the last dimension, but a product with a row of 1/N; epsilon becomes its bias."""
+    for node in nodes(editor, aten.mean.dim):
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        size = shape(x)[-1]
+        with editor.standing_for(node):
+            row = editor.constant("mean_row", torch.full((1, size), 1.0 / size))
+            after = only_user(node)
+            if after is not None and after.target is aten.add.Tensor and isinstance(after.args[1], float):
+                bias = editor.scalar(after.args[1])
+                editor.replace(after, editor.call(aten.linear.default, x, row, bias))
+                editor.graph.erase_node(node)
+            else:
+                editor.replace(node, editor.call(aten.linear.default, x, row))
+
+
+def _load_before_concatenation(editor: ProgramEditor) -> None:
+    """dequantise(cat(past, new)) -> cat(dequantise(past), dequantise(new)): integers are not concatenated."""
+    for node in nodes(editor, DEQUANTIZE):
+        cat = node.args[0]
+        assert isinstance(cat, fx.Node)
+        if cat.target is aten.cat.default:
+            with editor.standing_for(node):
+                parts = [editor.call(DEQUANTIZE, part, *node.args[1:]) for part in cat.args[0]]  # type: ignore[union-attr]
+                editor.replace(node, editor.call(aten.cat.default, parts, *cat.args[1:]))
+
+
+def _attention_product(editor: ProgramEditor, node: fx.Node) -> None:
+    """matmul over cached and new slots -> one batched product for each, without copying the cache together."""
+    left, right = node.args
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    *batch, rows, inner = shape(left)
+    if shape(right)[:-2] != batch:
+        return
+    count = int(torch.tensor(batch).prod())
+    turned = _swaps_last_two(right)
+    source = right.args[0] if turned else right
+    assert isinstance(source, fx.Node)
+    along = source.target is aten.cat.default and source.args[1] == len(batch)
+    parts = list(source.args[0]) if along else [source]  # type: ignore[arg-type]
+    with editor.standing_for(node):
+        a = editor.call(aten.view.default, left, [count, rows, inner])
+        folded = [editor.call(aten.view.default, p, [count, *shape(p)[-2:]]) for p in parts]
+        if turned:
+            y = _join([_scores(editor, a, keys) for keys in folded], editor)
+        else:
+            y, start = None, 0
+            for values in folded:
+                slots = shape(values)[1]
+                chosen = a if len(folded) == 1 else editor.call(aten.slice.Tensor, a, 2, start, start + slots)
+                part = editor.call(aten.bmm.default, chosen, values)
+                y = part if y is None else editor.call(aten.add.Tensor, y, part)
+                start += slots
+        editor.replace(node, editor.call(aten.view.default, y, shape(node)))
+
+
+def _swaps_last_two(node: fx.Node) -> bool:
+    if node.target is not aten.transpose.int:
+        return False
+    _, first, second = node.args
+    assert isinstance(first, int)
+    assert isinstance(second, int)
+    rank = len(shape(node))
+    return {first % rank, second % rank} == {rank - 2, rank - 1}
+
+
+def _scores(editor: ProgramEditor, queries: fx.Node, keys: fx.Node) -> fx.Node:
+    """queries (n, rows, d) times keys (n, slots, d); the smaller of the two is transposed and packed."""
+    if shape(queries)[1] < shape(keys)[1]:
+        turned = editor.call(aten.transpose.int, queries, 1, 2)
+        return editor.call(aten.transpose.int, editor.call(aten.bmm.default, keys, turned), 1, 2)
+    return editor.call(aten.bmm.default, queries, editor.call(aten.transpose.int, keys, 1, 2))
+
+
+def _join(parts: list[fx.Node], editor: ProgramEditor) -> fx.Node:
+    return parts[0] if len(parts) == 1 else editor.call(aten.cat.default, parts, 2)

@@ -1,0 +1,91 @@
+"""Runs model.pte with `executorch.runtime`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobileicsa.core.errors import VerificationError
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.program.backend import Array, IntArray
+from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, sha256
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("prefill", "decode")
+
+
+class ExecutorchSession:
+    """Loaded program with one thread pool a process."""
+
+    _open: ClassVar[WeakSet[ExecutorchSession]] = WeakSet()
+
+    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None) -> None:
+        path = folder / MODEL_FILE
+        _check_digest(path, folder / DIGEST_FILE)
+        if threads is not None:
+            self._set_threads(threads)
+        from executorch.runtime import Runtime, Verification
+
+        try:
+            self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
+            missing = sorted(set(METHODS) - self._program.method_names)
+            if missing:
+                raise VerificationError(f"{path}: no method {', '.join(missing)}")
+            self._methods: dict[str, Any] = {name: self._program.load_method(name) for name in METHODS}
+        except (RuntimeError, ValueError) as error:
+            raise VerificationError(f"{path}: ExecuTorch cannot load it: {error}", hint="export it again") from error
+        inputs = self._methods["decode"].metadata.num_inputs()
+        if inputs != 2 + 2 * spec.num_layers:
+            raise VerificationError(f"{path}: method decode has {inputs} inputs, the model {2 + 2 * spec.num_layers}")
+        self._open.add(self)
+
+    def run(
+        self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
+    ) -> tuple[NDArray[np.float32], list[Array]]:
+        arguments = (
+            torch.from_numpy(np.ascontiguousarray(token_ids, dtype=np.int64)),
+            torch.tensor([position]),
+            *(torch.from_numpy(np.ascontiguousarray(array)) for array in cache),
+        )
+        logits, *rows = self._methods[method].execute(arguments)
+        return logits.numpy(), [row.numpy() for row in rows]
+
+    def close(self) -> None:
+        self._methods = {}
+        self._program = None
+        self._open.discard(self)
+
+    @classmethod
+    def _set_threads(cls, threads: int) -> None:
+        """The pool belongs to the process, and a loaded program keeps a pointer to it."""
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() == threads:
+            return
+        if cls._open:
+            logger.warning("threads stay as they are: another ExecuTorch session is open")
+            return
+        portable_lib._unsafe_reset_threadpool(threads)
+
+
+def _check_digest(path: Path, digest: Path) -> None:
+    if not path.is_file():
+        raise VerificationError(f"{path}: missing", hint="export the model again with the executorch back end")
+    try:
+        expected = digest.read_text().split()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise VerificationError(f"{digest}: missing or unreadable", hint="export the model again") from error
+    found = sha256(path)
+    if found != expected:
+        raise VerificationError(
+            f"{path}: SHA-256 is {found[:16]}…, {digest.name} says {expected[:16]}…",
+            hint="the file was damaged or exchanged: copy or export it again",
+        )
