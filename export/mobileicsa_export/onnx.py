@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'mobileicsa[onnx]'"
 MODEL_FILES = {"decode": "model.onnx", "prefill": "model_prefill.onnx"}
 DATA_FILE = "model.onnx.data"
+METADATA_KEYS = frozenset({"method", "mobileicsa_version", "target"})  # beside what the caller gives
 
 
 class OnnxBackend:

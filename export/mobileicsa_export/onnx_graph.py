@@ -7,12 +7,14 @@ The form: every Quantize/DequantizeLinear has its own scale and explicit zero po
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch.export import ExportedProgram
 
@@ -32,7 +34,13 @@ def convert(program: ExportedProgram) -> ir.Model:
         if converted is None:
             raise Unsupported("torch.onnx.export", "returned no program")
         model: ir.Model = converted.model
-        optimizer.optimize_ir(model, num_iterations=1, onnx_shape_inference=False)
+        # Not onnxscript's whole optimiser: it would merge equal constants of different modules.
+        optimizer.fold_constants(model)
+        ir.passes.Sequential(
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.IdentityEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+        )(model)
     return model
 
 
@@ -59,19 +67,22 @@ def _check_ranges(program: ExportedProgram) -> None:
             limits = torch.iinfo(dtype)
             if dtype not in (torch.int8, torch.int16) or (qmin, qmax) != (limits.min, limits.max):
                 raise Unsupported(
-                    "QuantizeLinear", f"{node.name}: {dtype} with range [{qmin}, {qmax}] needs a full int8 or int16 range"
+                    "QuantizeLinear",
+                    f"{node.name}: {dtype} with range [{qmin}, {qmax}] needs a full int8 or int16 range",
                 )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about packages that it does not need (torchvision)."""
+    """The exporter warns about packages that it does not need (torchvision) and of its own coming changes."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

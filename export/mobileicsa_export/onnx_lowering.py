@@ -8,27 +8,37 @@ becomes an integer kernel, and on x86 the activations are stored as unsigned int
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-X86 = ("x86_64", "amd64", "x86", "i386", "i686")
 CONTRIB = "com.microsoft"
 EIGHT_BIT = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
-def lower(model: ir.Model, *, unsigned: bool | None = None) -> None:
-    """Rewrite in place. `unsigned`: store 8-bit activations as uint8; by default on x86."""
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What a CPU offers.
+
+    - unsigned: 8-bit activations must be uint8 to be fast (x86);
+    - mixed_sign_exact: uint8 x int8 sums do not saturate. Without it only MatMulIntegerToFloat is used, which
+      `session.x64quantprecision` makes exact; that option forgets QLinearMatMul.
+    """
+
+    unsigned: bool
+    mixed_sign_exact: bool
+
+
+def lower(model: ir.Model, kernels: Kernels) -> None:
+    """Rewrite in place."""
     graph = model.graph
-    if unsigned is None:
-        unsigned = platform.machine().lower() in X86
-    if unsigned:
+    if kernels.unsigned:
         _make_unsigned(graph)
     for node in list(graph):
-        if node.op_type == "MatMul":
-            _integer_product(graph, node) or _product_with_transposed(graph, node)
+        if node.op_type == "MatMul" and not _integer_product(graph, node, kernels):
+            _product_with_transposed(graph, node)
     for node in list(graph):
         if node.op_type == "Reciprocal":
             _rms_norm(graph, node)
@@ -73,7 +83,7 @@ def _reaches_output(value: ir.Value) -> bool:
     )
 
 
-def _integer_product(graph: ir.Graph, node: ir.Node) -> bool:
+def _integer_product(graph: ir.Graph, node: ir.Node, kernels: Kernels) -> bool:
     """DQ(activation) x DQ(weight) -> Q of the same type: QLinearMatMul; -> anything else: MatMulIntegerToFloat."""
     left, right = _producer(node.inputs[0], "DequantizeLinear"), _producer(node.inputs[1], "DequantizeLinear")
     if left is None or right is None or not _is_constant(right.inputs[0]):
@@ -83,7 +93,7 @@ def _integer_product(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     a, b = list(left.inputs), list(right.inputs)
     quantize = _only_consumer(node.outputs[0], "QuantizeLinear")
-    if quantize is not None and quantize.inputs[2].dtype == kind:
+    if quantize is not None and quantize.inputs[2].dtype == kind and kernels.mixed_sign_exact:
         fused = ir.node("QLinearMatMul", [*a, *b, *quantize.inputs[1:]], name=node.name)
         _put(graph, quantize, fused)
         graph.remove(node, safe=True)
@@ -93,16 +103,16 @@ def _integer_product(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _product_with_transposed(graph: ir.Graph, node: ir.Node) -> bool:
+def _product_with_transposed(graph: ir.Graph, node: ir.Node) -> None:
     """x MatMul DQ(Transpose(keys)) -> FusedMatMul(x, DQ(keys)): transposing inside the product costs nothing."""
     right = _producer(node.inputs[1], "DequantizeLinear")
     turn = _producer(right.inputs[0] if right is not None else node.inputs[1], "Transpose")
     if turn is None or _is_constant(turn.inputs[0]):
-        return False
+        return
     perm = list(turn.attributes["perm"].as_ints())
     rank = len(perm)
     if perm != [*range(rank - 2), rank - 1, rank - 2]:
-        return False
+        return
     keys = turn.inputs[0]
     if right is not None:
         real = ir.node("DequantizeLinear", [keys, *right.inputs[1:]], name=right.name)
@@ -110,7 +120,6 @@ def _product_with_transposed(graph: ir.Graph, node: ir.Node) -> bool:
         keys = real.outputs[0]
     fused = ir.node("FusedMatMul", [node.inputs[0], keys], {"transB": 1}, domain=CONTRIB, name=node.name)
     _put(graph, node, fused)
-    return True
 
 
 def _rms_norm(graph: ir.Graph, reciprocal: ir.Node) -> None:
@@ -121,13 +130,17 @@ def _rms_norm(graph: ir.Graph, reciprocal: ir.Node) -> None:
     square = _producer(mean.inputs[0], "Mul") if mean else None
     normed = _only_consumer(reciprocal.outputs[0], "Mul")
     scaled = _only_consumer(normed.outputs[0], "Mul") if normed else None
-    if shifted is None or square is None or scaled is None or square.inputs[0] is not square.inputs[1]:
+    if mean is None or shifted is None or square is None or normed is None or scaled is None:
         return
-    x, epsilon, gain = square.inputs[0], shifted.inputs[1].const_value, scaled.inputs[1]
-    if epsilon is None or normed.inputs[0] is not x or gain.const_value is None or len(gain.const_value.shape) != 1:
+    x, gain = square.inputs[0], scaled.inputs[1].const_value
+    axes, epsilon = mean.inputs[1].const_value, shifted.inputs[1].const_value
+    if axes is None or epsilon is None or gain is None or square.inputs[1] is not x or normed.inputs[0] is not x:
+        return
+    if axes.numpy().tolist() != [-1] or len(gain.shape) != 1:
         return
     attributes = {"axis": -1, "epsilon": float(epsilon.numpy()), "stash_type": 1}
-    _put(graph, scaled, ir.node("SimplifiedLayerNormalization", [x, gain], attributes, name=scaled.name))
+    fused = ir.node("SimplifiedLayerNormalization", [x, scaled.inputs[1]], attributes, name=scaled.name)
+    _put(graph, scaled, fused)
 
 
 def _producer(value: ir.Value | None, op: str) -> ir.Node | None:

@@ -10,7 +10,10 @@ import ast
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import onnx
 import onnx_ir as ir
+
+from mobileicsa_export.onnx_graph import OPSET
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "decoder."
@@ -51,12 +54,18 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> No
         for output in node.outputs:
             if output.name.startswith("#"):
                 output.name = names.unique(node.name)
-    for index, value in enumerate([v for v in graph.initializers.values() if v.name.startswith("#")]):
-        value.name = names.unique(f"constant_{index}")
+    for value in [v for v in graph.initializers.values() if v.name.startswith("#")]:
+        user = value.uses()[0]
+        value.name = names.unique(f"{user.node.name}/{_input_name(user.node, user.idx)}")
     for item in (model, graph, *graph, *_values(graph)):
         item.metadata_props.clear()
     graph.name = "decoder"
     graph.doc_string = None
+
+
+def _input_name(node: ir.Node, index: int) -> str:
+    declared = onnx.defs.get_schema(node.op_type, OPSET).inputs
+    return str(declared[min(index, len(declared) - 1)].name)
 
 
 def _module_path(node: ir.Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,27 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mobileicsa.core.errors import VerificationError
+from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa.program.methods import input_names
-from mobileicsa_export.onnx_lowering import lower
+from mobileicsa.program.methods import input_names, output_names
+from mobileicsa_export.onnx import METADATA_KEYS, MODEL_FILES
+from mobileicsa_export.onnx_load import load_graph
+from mobileicsa_export.onnx_lowering import Kernels, lower
 
-MODEL_FILES = {"decode": "model.onnx", "prefill": "model_prefill.onnx"}
+X86 = ("x86_64", "amd64", "x86", "i386", "i686")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
-def session_options(folder: Path, *, threads: int | None, optimise: bool = True) -> ort.SessionOptions:
+def host_kernels() -> Kernels:
+    """What this CPU multiplies fast and exactly."""
+    if platform.machine().lower() not in X86:
+        return Kernels(unsigned=False, mixed_sign_exact=True)
+    info = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.exists() else ""
+    return Kernels(unsigned=True, mixed_sign_exact="vnni" in info)
+
+
+def session_options(folder: Path, kernels: Kernels, *, threads: int | None, optimise: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -29,9 +41,9 @@ def session_options(folder: Path, *, threads: int | None, optimise: bool = True)
         "session.model_external_initializers_file_folder_path": str(folder),
         # Ours is the lowering (onnx_lowering.py); what it leaves in float reads weights dequantised once.
         "session.disable_quant_qdq": "1",
-        # Without VNNI, sums of unsigned x signed products saturate in 16 bits; this takes an exact kernel there.
-        "session.x64quantprecision": "1",
     }
+    if not kernels.mixed_sign_exact:
+        entries["session.x64quantprecision"] = "1"
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     options.graph_optimization_level = (
@@ -40,33 +52,56 @@ def session_options(folder: Path, *, threads: int | None, optimise: bool = True)
     return options
 
 
+def start(path: Path, *, threads: int | None, optimise: bool, profile: Path | None = None) -> ort.InferenceSession:
+    """Check and load one model. `optimise=False` runs every node as written; `profile` is a file name prefix."""
+    model = load_graph(path)
+    kernels = host_kernels()
+    options = session_options(path.parent, kernels, threads=threads, optimise=optimise)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    try:
+        if optimise:
+            lower(model, kernels)
+        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise VerificationError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
 class OnnxSession:
-    """Both methods of an artifact folder. `optimise=False` runs every node as written (reference runs)."""
+    """Both methods of an artifact folder. Inputs are read in place; the rows are ONNX Runtime's own buffers."""
 
     def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None, optimise: bool = True) -> None:
         self._names = input_names(spec)
-        self._sessions = {}
+        self._sessions: dict[str, ort.InferenceSession] = {}
         for method, file in MODEL_FILES.items():
-            options = session_options(folder, threads=threads, optimise=optimise)
-            self._sessions[method] = _open(folder / file, options, optimise)
+            session = start(folder / file, threads=threads, optimise=optimise)
+            _check_identity(folder / file, session, spec, method)
+            self._sessions[method] = session
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
     ) -> tuple[NDArray[np.float32], list[Array]]:
         values = (token_ids, np.array([position], dtype=np.int64), *cache)
-        logits, *rows = self._sessions[method].run(None, dict(zip(self._names, values, strict=True)))
+        try:
+            logits, *rows = self._sessions[method].run(None, dict(zip(self._names, values, strict=True)))
+        except Exception as error:
+            raise InputError(f"{MODEL_FILES[method]}: ONNX Runtime refuses the inputs: {error}") from error
         return logits, rows
 
     def close(self) -> None:
         self._sessions.clear()
 
 
-def _open(path: Path, options: ort.SessionOptions, optimise: bool) -> ort.InferenceSession:
-    try:
-        model = ir.load(path)
-        if optimise:
-            lower(model)
-        data = ir.to_proto(model).SerializeToString()
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise VerificationError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+def _check_identity(path: Path, session: ort.InferenceSession, spec: ModelSpec, method: str) -> None:
+    """A sound file of another model or method must not run; nor one cut where its last fields begin."""
+    facts = session.get_modelmeta().custom_metadata_map
+    if not METADATA_KEYS <= set(facts):
+        raise VerificationError(f"{path}: lacks its metadata {sorted(METADATA_KEYS - set(facts))}: is it whole?")
+    if facts["method"] != method:
+        raise VerificationError(f"{path}: holds the method {facts['method']}, expected {method}")
+    found = ([i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()])
+    if found != (input_names(spec), output_names(spec)):
+        raise VerificationError(f"{path}: its inputs and outputs are not those of this {spec.num_layers}-layer model")
+    vocabulary = session.get_outputs()[0].shape[-1]
+    if vocabulary != spec.vocab_size:
+        raise VerificationError(f"{path}: has {vocabulary} logits, the model {spec.vocab_size}")
