@@ -166,6 +166,7 @@ class QuantizedModel(_Generates):
         return model
 
     def _open(self, frozen: FrozenModel, threads: int | None) -> None:
+        self.frozen = frozen
         prefix = frozen.prefix_cache()
         self.prefix_logits = frozen.tensors.get("prefix.logits")
         self.prefix_rows = prefix

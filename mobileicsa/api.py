@@ -1,0 +1,45 @@
+"""The Python entry points: `quantize` and `export`; the command line only calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mobileicsa.artifact.build import build, export_artifact
+from mobileicsa.artifact.plan_build import BuildOptions, plan_build
+from mobileicsa.bench.environment import environment
+from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.program.targets import find_target
+from mobileicsa.quantize.pipeline import Progress
+from mobileicsa.report.html import write_report
+
+
+class Quiet:
+    """Progress that shows nothing."""
+
+    def step(self, title: str, total: int) -> Callable[[], None]:
+        return lambda: None
+
+
+def quantize(
+    model: str, scheme: str, output: str | Path, *, progress: Progress | None = None, **options: Any
+) -> dict[str, Any]:
+    """Quantise `model` (name, folder, GGUF file or hub id) into the artifact folder `output`; returns its report.
+
+    `options` are the further fields of `BuildOptions` (recipe, calibration, effort, targets, seed, resume, ...).
+    """
+    plan = plan_build(BuildOptions(model=model, scheme=scheme, output=Path(output), **options))
+    return build(plan, progress or Quiet(), _finish)
+
+
+def _finish(folder: Path) -> None:
+    path = folder / "report.json"
+    report = read_json(path, max_bytes=256 << 20)
+    write_json(path, {**report, "environment": environment()})
+    write_report(folder)
+
+
+def export(folder: str | Path, target: str, output: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write an artifact's program for another target; see `mobileicsa targets` for the names."""
+    return export_artifact(Path(folder), find_target(target), Path(output), progress or Quiet())

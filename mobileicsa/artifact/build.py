@@ -1,0 +1,295 @@
+"""`build`: one run from a checked plan to a finished artifact folder; resumable, atomic."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from mobileicsa.artifact import layout
+from mobileicsa.artifact.golden import record, record_greedy
+from mobileicsa.artifact.manifest import write_manifest
+from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
+from mobileicsa.artifact.plan_build import BuildPlan
+from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.calibrate.generated import generate_windows
+from mobileicsa.calibrate.text import make_windows
+from mobileicsa.core.errors import InputError, UsageError
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.core.target import Target
+from mobileicsa.io.hashing import sha256_bytes, sha256_file
+from mobileicsa.io.lock import OutputLock
+from mobileicsa.io.machine import peak_memory
+from mobileicsa.io.staging import Staging
+from mobileicsa.models.load import FloatWeights, load_decoder
+from mobileicsa.program.backend import find_backend
+from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.quantize.pipeline import Progress, Result, quantize_model
+
+Finish = Callable[[Path], None]
+
+
+def build(plan: BuildPlan, progress: Progress, finish: Finish) -> dict[str, Any]:
+    """Quantise, export and record; returns report.json. `finish(folder)` adds the report page and model card.
+
+    An interrupted build keeps its finished steps beside the output; the same call with `resume` goes on from there.
+    """
+    options = plan.options
+    with OutputLock(options.output):
+        staging = Staging(options.output, plan.run_id)
+        if staging.root.exists() and not options.resume:
+            staging.discard()
+        with staging:
+            report = _Build(plan, staging, progress).run()
+            staging.write_json(layout.REPORT, report)
+            finish(staging.folder)
+            write_manifest(staging.folder, _manifest_facts(plan))
+            staging.commit(overwrite=options.overwrite)
+    return report
+
+
+def _manifest_facts(plan: BuildPlan) -> dict[str, Any]:
+    return {
+        "mobileicsa_version": version("mobileicsa"),
+        "scheme": plan.scheme.name,
+        "model_identity": plan.checkpoint.identity,
+        "run": plan.run_id,
+        "default_target": plan.targets[0].name,
+        "targets": {target.name: target_json(target) for target in plan.targets},
+    }
+
+
+def target_json(target: Target) -> dict[str, Any]:
+    return {**vars(target), "backends": list(target.backends)}
+
+
+class _Build:
+    """The steps of one build, in order, each timed."""
+
+    def __init__(self, plan: BuildPlan, staging: Staging, progress: Progress) -> None:
+        self.plan, self.staging, self.progress = plan, staging, progress
+        self.stages: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        plan = self.plan
+        self._timed("tokenizer", lambda: plan.checkpoint.write_tokenizer(self.staging.folder))
+        tokenizer = Tokenizer(self.staging.folder)
+        if tokenizer.vocab_size > plan.spec.vocab_size:
+            raise InputError(
+                f"{plan.checkpoint.source_name}: tokenizer has {tokenizer.vocab_size} tokens, the embedding "
+                f"{plan.spec.vocab_size} rows",
+                hint="the tokenizer belongs to another model",
+            )
+        windows, calibration = self._timed("calibration text", lambda: self._calibration(tokenizer))
+        result: Result = self._timed("quantise", lambda: self._quantize(windows))
+        self._write_model(result)
+        exported = self._export(FrozenModel(result.plan, result.tensors))
+        self._write_rest(result)
+        self._timed("golden vectors", self._golden)
+        return self._report(result, calibration, exported, tokenizer)
+
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        value = work()
+        seconds = round(time.monotonic() - start, 3)
+        self.stages.append({"name": name, "seconds": seconds, "peak_rss_bytes": peak_memory()})
+        return value
+
+    def _calibration(self, tokenizer: Tokenizer) -> tuple[Tensor, dict[str, Any]]:
+        store, plan = self.staging.stages, self.plan
+        if not store.done("calibration", plan.run_id):
+            amount = plan.recipe.calibration
+            if plan.calibration_text is None:
+                tick = self.progress.step("calibration text", amount.length)
+                decoder = load_decoder(plan.checkpoint)
+                windows = generate_windows(decoder, amount.samples, amount.length, plan.options.seed, tick)
+                digest, note, source = sha256_bytes(windows.numpy().tobytes()), "", "self-generated"
+            else:
+                text_windows = make_windows(
+                    plan.calibration_text,
+                    tokenizer.encode,
+                    plan.spec.vocab_size,
+                    amount.samples,
+                    amount.length,
+                    str(plan.options.calibration),
+                )
+                windows, digest, note = text_windows.windows, text_windows.sha256, text_windows.note
+                source = "file"
+            # The file's name and text stay out of the artifact: only its hash and counts go in.
+            data = {"source": source, "sha256": digest, "note": note, "seed": plan.options.seed}
+            data |= {"windows": windows.shape[0], "length": windows.shape[1] + 1, "tokens": windows.numel()}
+            store.save("calibration", plan.run_id, {"windows": windows}, data)
+        tensors, data = store.load("calibration")
+        return tensors["windows"], data
+
+    def _quantize(self, windows: Tensor) -> Result:
+        plan = self.plan
+        return quantize_model(
+            plan.spec,
+            FloatWeights(plan.spec, plan.checkpoint.tensors),
+            windows,
+            plan.scheme,
+            plan.recipe,
+            store=self.staging.stages,
+            identity=plan.checkpoint.identity,
+            progress=self.progress,
+        )
+
+    def _write_model(self, result: Result) -> None:
+        self.staging.write_tensors(layout.WEIGHTS, result.tensors)
+        self.staging.write_json(layout.PLAN, result.plan.to_json())
+
+    def _export(self, model: FrozenModel) -> dict[str, Any]:
+        exported: dict[str, Any] = {}
+        first = self.plan.targets[0].name
+        for target in self.plan.targets:
+            decoder = None
+            for name in target.backends:
+                subfolder = layout.backend_folder(target.name, name, first)
+                stage = f"export-{target.name}-{name}"
+                facts = self._finished_export(stage, subfolder)
+                if facts is None:
+                    decoder = decoder or build_decoder(model, primitive=target.nonlinear == "primitive")
+                    tick = self.progress.step(f"write {name} for {target.name}", 1)
+                    facts = self._timed(
+                        stage, lambda d=decoder, t=target, n=name, s=subfolder: self._write_backend(d, t, n, s, model.plan)
+                    )
+                    tick()
+                    self.staging.stages.save(stage, self.plan.run_id, {}, facts)
+                exported.setdefault(target.name, {})[name] = {
+                    "files": {file: row["bytes"] for file, row in facts["files"].items()},
+                    "facts": facts["facts"],
+                }
+        return exported
+
+    def _finished_export(self, stage: str, subfolder: str) -> dict[str, Any] | None:
+        """Facts of an export that an interrupted run completed and whose files are still whole."""
+        store, folder = self.staging.stages, self.staging.folder / subfolder
+        if not store.done(stage, self.plan.run_id):
+            return None
+        _, facts = store.load(stage)
+        for name, row in facts["files"].items():
+            path = folder / name
+            if not path.is_file() or sha256_file(path) != row["sha256"]:
+                return None
+        return facts
+
+    def _write_backend(self, decoder: Any, target: Target, name: str, subfolder: str, plan: QuantPlan) -> dict[str, Any]:
+        return write_backend(decoder, target, name, self.staging.folder / subfolder, plan)
+
+    def _write_rest(self, result: Result) -> None:
+        plan = self.plan
+        config = {
+            **plan.checkpoint.config,
+            "quantization_config": {
+                "quant_method": "mobileicsa",
+                "version": version("mobileicsa"),
+                "scheme": plan.scheme.name,
+                "weight_bits": plan.scheme.weight_bits,
+                "ignore": [],
+            },
+        }
+        self.staging.write_json(layout.CONFIG, config)
+        text = yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=True)
+        self.staging.write_bytes(layout.RECIPE, text.encode())
+
+    def _golden(self) -> None:
+        # A provisional manifest lets the simulator open the folder exactly as a user will.
+        write_manifest(self.staging.folder, _manifest_facts(self.plan))
+        tick = self.progress.step("golden vectors", 2)
+        simulator = QuantizedModel.from_pretrained(self.staging.folder, backend=SIMULATOR)
+        (self.staging.folder / layout.MANIFEST).unlink()
+        self.staging.write_tensors(layout.GOLDEN, record(simulator))
+        tick()
+        self.staging.write_json(layout.GREEDY, {"prompts": record_greedy(simulator)})
+        tick()
+
+    def _report(
+        self, result: Result, calibration: dict[str, Any], exported: dict[str, Any], tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        plan, spec = self.plan, self.plan.spec
+        table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
+        prefix_ids = list(result.plan.prefix_ids)
+        return {
+            "schema": 1,
+            "mobileicsa_version": version("mobileicsa"),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "model": {
+                "name": _public_name(plan.checkpoint.source_name),
+                "model_type": spec.model_type,
+                "parameters": spec.decoder_weight_count + table,
+                "decoder_weights": spec.decoder_weight_count,
+                "layers": spec.num_layers,
+                "identity": plan.checkpoint.identity,
+                "license": plan.checkpoint.config.get("license"),
+            },
+            "scheme": plan.scheme.name,
+            "recipe": plan.recipe.model_dump(mode="json"),
+            "effort": plan.options.effort,
+            "seed": plan.options.seed,
+            "calibration": calibration,
+            "prefix": {
+                "ids": prefix_ids,
+                "text": [tokenizer.token(i) for i in prefix_ids],
+                "trials": result.report["prefix"],
+            },
+            "edges": result.report["edges"],
+            "weights": result.report["weights"],
+            "smoothing": result.report["smoothing"],
+            "targets": exported,
+            "sizes": {
+                "float_bytes": (spec.decoder_weight_count + table) * 4,
+                "weights_bytes": (self.staging.folder / layout.WEIGHTS).stat().st_size,
+            },
+            "stages": self.stages,
+            "unread_tensors": plan.unread_tensors,
+            "torch_version": torch.__version__,
+        }
+
+
+def _public_name(name: str) -> str:
+    """A local path may tell who built it where: keep its last part only."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name
+
+
+def write_backend(decoder: Any, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:
+    """Lower a decoder with one back end; returns {"files": {name: {bytes, sha256}}, "facts": {...}}."""
+    metadata = {
+        "bos_id": plan.spec.bos_id,
+        "eos_ids": list(plan.spec.eos_ids),
+        "prefix_ids": list(plan.prefix_ids),
+        "context": target.context,
+        "scheme": plan.scheme.name,
+    }
+    written = find_backend(name).write(decoder, target, folder, metadata)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in written.files
+    }
+    return {"files": files, "facts": json.loads(json.dumps(written.facts))}
+
+
+def export_artifact(folder: Path, target: Target, output: Path, progress: Progress) -> dict[str, Any]:
+    """Write a finished artifact's program for another target into a new folder `output`; returns its facts."""
+    model = QuantizedModel.from_pretrained(folder, backend=SIMULATOR)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: exists", hint="choose a new folder")
+    frozen = model.frozen
+    decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
+    result: dict[str, Any] = {"target": target.name, "backends": {}}
+    with OutputLock(output), Staging(output, "export" + sha256_bytes(repr(target).encode())[:10]) as staging:
+        for name in target.backends:
+            tick = progress.step(f"write {name} for {target.name}", 1)
+            result["backends"][name] = write_backend(decoder, target, name, staging.folder / name, frozen.plan)
+            tick()
+        staging.write_json("target.json", target_json(target))
+        staging.commit()
+    return result

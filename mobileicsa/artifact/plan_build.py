@@ -1,0 +1,216 @@
+"""Everything about a build that can be known, and go wrong, before heavy work; also the answer to --dry-run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mobileicsa.calibrate.text import read_text
+from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
+from mobileicsa.core.scheme import QuantScheme, find_scheme
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
+from mobileicsa.io.hashing import sha256_bytes
+from mobileicsa.io.machine import available_memory, free_disk
+from mobileicsa.io.paths import check_output
+from mobileicsa.models.load import check_tensors, read_spec
+from mobileicsa.program.backend import backends
+from mobileicsa.program.targets import DEFAULT_TARGET, find_target
+from mobileicsa.quantize.recipe import Recipe, load_recipe
+
+EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}  # factor on the recipe's calibration windows
+INT32_MAX = 2**31 - 1
+# Interpreter, PyTorch and the exporters, before any weight (measured).
+BASE_MEMORY_BYTES = 900 << 20
+DEFAULT_RECIPE = "prefix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What the user asked for; the fields are the flags of `mobileicsa quantize`."""
+
+    model: str
+    scheme: str
+    output: Path
+    recipe: str = DEFAULT_RECIPE
+    overrides: tuple[str, ...] = ()
+    calibration: Path | None = None
+    effort: str = "default"
+    targets: tuple[str, ...] = (DEFAULT_TARGET,)
+    seed: int = 0
+    overwrite: bool = False
+    resume: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """Checked inputs of a build. `run_id` names the work space; equal inputs give equal ids."""
+
+    options: BuildOptions
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    scheme: QuantScheme
+    recipe: Recipe
+    targets: tuple[Target, ...]
+    calibration_text: str | None
+    unread_tensors: list[str]
+    memory_bytes: int
+    disk_bytes: int
+    run_id: str
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.checkpoint.source_name,
+            "model_type": self.spec.model_type,
+            "layers": self.spec.num_layers,
+            "scheme": self.scheme.to_json(),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "calibration": str(self.options.calibration) if self.options.calibration else "self-generated",
+            "targets": {target.name: list(target.backends) for target in self.targets},
+            "output": str(self.options.output),
+            "estimates": {
+                "peak_memory_bytes": self.memory_bytes,
+                "disk_bytes": self.disk_bytes,
+                "available_memory_bytes": available_memory(),
+                "free_disk_bytes": free_disk(self.options.output),
+            },
+            "steps": self.steps(),
+            "ignored_config": list(self.checkpoint.ignored),
+            "unread_tensors": self.unread_tensors,
+            "notes": self.notes,
+        }
+
+    def steps(self) -> list[str]:
+        steps = ["calibration text: " + ("from file" if self.options.calibration else "written by the model itself")]
+        if self.recipe.prefix_tokens:
+            steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
+        steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
+        for target in self.targets:
+            steps += [f"write {backend} for {target.name}" for backend in target.backends]
+        return [*steps, "record golden vectors", "write report, model card and manifest"]
+
+
+def plan_build(options: BuildOptions) -> BuildPlan:
+    """Check everything; raises the error the user should see, writes nothing but the output's parent folder."""
+    scheme = find_scheme(options.scheme)
+    recipe = _scaled(load_recipe(options.recipe, options.overrides), options.effort)
+    if not options.targets:
+        raise UsageError("--target: at least one target is needed")
+    targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed {options.seed}: must lie between 0 and 2**63 - 1")
+    model_path = Path(options.model)
+    check_output(options.output, model_path if model_path.exists() else None, options.overwrite)
+    _check_backends(targets)
+    text = None if options.calibration is None else read_text(options.calibration)
+    checkpoint = open_checkpoint(options.model)
+    spec = read_spec(checkpoint)
+    unread = check_tensors(spec, checkpoint.tensors)
+    if unread and options.strict:
+        raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
+    _check_accumulators(spec, scheme)
+    targets = tuple(_fitting(target, spec) for target in targets)
+    memory, disk = _estimate(spec, recipe, scheme, targets)
+    _check_machine(options.output, memory, disk)
+    return BuildPlan(
+        options=options,
+        checkpoint=checkpoint,
+        spec=spec,
+        scheme=scheme,
+        recipe=recipe,
+        targets=targets,
+        calibration_text=text,
+        unread_tensors=unread,
+        memory_bytes=memory,
+        disk_bytes=disk,
+        run_id=_run_id(options, checkpoint, scheme, recipe, targets, text),
+    )
+
+
+def _scaled(recipe: Recipe, effort: str) -> Recipe:
+    if effort not in EFFORTS:
+        raise UsageError(f"--effort {effort}: unknown; efforts are {', '.join(EFFORTS)}")
+    samples = max(1, round(recipe.calibration.samples * EFFORTS[effort]))
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"samples": samples})})
+
+
+def _check_backends(targets: tuple[Target, ...]) -> None:
+    known = backends()
+    for target in targets:
+        for name in target.backends:
+            reason = known[name].unavailable() if name in known else "no such back end is installed"
+            if reason is not None:
+                raise EnvironmentFault(f"--target {target.name} needs {name}: {reason}")
+
+
+def _check_accumulators(spec: ModelSpec, scheme: QuantScheme) -> None:
+    """An int8 x int8 sum over the longest row must fit int32 (A16 linears accumulate in 64 bits or float)."""
+    longest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+    if scheme.bits("norm_out") == 8 and longest * 255 * 2 ** (scheme.weight_bits - 1) > INT32_MAX:
+        raise SchemeError(
+            f"scheme {scheme.name}: sums over {longest} products can overflow 32 bits",
+            hint="this model is too wide for int32 accumulation at these bits",
+        )
+
+
+def _fitting(target: Target, spec: ModelSpec) -> Target:
+    """The target with a context no longer than the model's."""
+    if spec.max_context >= target.context:
+        return target
+    return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
+
+
+def _estimate(
+    spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tuple[Target, ...]
+) -> tuple[int, int]:
+    """Peak memory and disk in bytes, from counts alone."""
+    table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
+    integers = spec.decoder_weight_count + table
+    hidden = recipe.calibration.samples * recipe.calibration.length * spec.hidden_size * 4
+    block = spec.decoder_weight_count // spec.num_layers * 4
+    generating = integers * 4
+    quantizing = integers + 6 * block + 3 * hidden
+    exporting = integers * 5
+    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting)
+    copies = 1 + sum(len(target.backends) for target in targets)
+    disk = integers + hidden * 2 + copies * (integers + table) + (64 << 20)
+    return memory, disk
+
+
+def _check_machine(output: Path, memory: int, disk: int) -> None:
+    available, free = available_memory(), free_disk(output)
+    if memory > available:
+        raise EnvironmentFault(
+            f"needs about {memory / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available",
+            hint="close other programs, use --effort fast, or take a machine with more memory",
+        )
+    if disk > free:
+        raise EnvironmentFault(
+            f"{output}: needs about {disk / 2**20:.0f} MiB of disk, {free / 2**20:.0f} MiB are free",
+            hint="free some space or choose another --output",
+        )
+
+
+def _run_id(
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    text: str | None,
+) -> str:
+    parts = [
+        checkpoint.identity,
+        scheme.to_json(),
+        recipe.model_dump(mode="json"),
+        options.seed,
+        [repr(target) for target in targets],
+        None if text is None else sha256_bytes(text.encode()),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
