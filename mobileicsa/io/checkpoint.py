@@ -37,6 +37,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 MAX_TOKENIZER_BYTES = 256 << 20
+MAX_SUMS_CHARACTERS = 1 << 20
 GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -71,10 +72,14 @@ class Checkpoint:
 
 def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
     """Open `name`: a folder or GGUF file, a bundled name, or `org/model` on the hub (the only one to use a network)."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no permission, unknown ~user
+        raise InputError(f"{name[:300]!r}: cannot be opened: {error}") from error
+    if is_folder:
         return _open_folder(name, path)
-    if path.is_file():
+    if is_file:
         if path.suffix != ".gguf":
             raise InputError(
                 f"{path}: is neither a model folder nor a .gguf file",
@@ -167,9 +172,11 @@ def _known_hashes(folder: Path) -> dict[str, str]:
         for path in folder.glob("*.safetensors")
         if path.is_symlink() and _SHA256.fullmatch(path.resolve().name)
     }
-    sums = folder / "SHA256SUMS"
+    sums = inside(folder, "SHA256SUMS")
     if sums.is_file():
-        for number, line in enumerate(inside(folder, sums.name).read_text("utf-8", "replace").splitlines(), 1):
+        with sums.open(encoding="utf-8", errors="replace") as stream:
+            lines = stream.read(MAX_SUMS_CHARACTERS).splitlines()
+        for number, line in enumerate(lines, 1):
             digest, _, file = line.partition(" ")
             if line.strip() and not _SHA256.fullmatch(digest):
                 raise InputError(f"{sums}: line {number} is not '<sha256>  <file>'")

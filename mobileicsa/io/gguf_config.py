@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.io.gguf_header import GgufHeader
@@ -59,15 +60,15 @@ def config_of(header: GgufHeader, path: Path) -> dict[str, Any]:
     config: dict[str, Any] = {"model_type": family, "hidden_act": "silu"}
     for key, name in _NUMBERS.items():
         if (value := fields.get(f"{family}.{key}")) is not None:
-            config[name] = value
+            config[name] = _above_zero(value, f"{path}: {family}.{key}")
     missing = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"} - set(config)
     if missing or "token_embd.weight" not in header.tensors:
         raise InputError(f"{path}: {', '.join(sorted(missing)) or 'token_embd.weight'} is missing")
     # llama.cpp's default for a file that names no base
     config.setdefault("rope_theta", 10000.0)
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
-    if "head_dim" not in config and f"{family}.rope.dimension_count" in fields:
-        config["head_dim"] = fields[f"{family}.rope.dimension_count"]
+    if "head_dim" not in config and (key := f"{family}.rope.dimension_count") in fields:
+        config["head_dim"] = _above_zero(fields[key], f"{path}: {key}")
     config["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
     if family == "llama":
@@ -93,6 +94,12 @@ def hugging_face_name(name: str) -> str | None:
 
 def generation_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+
+
+def _above_zero(value: Any, where: str) -> int | float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise InputError(f"{where} is {str(value)[:80]}, not a number above 0")
+    return cast(int | float, value)
 
 
 def _refuse_unread(header: GgufHeader, family: str, path: Path) -> None:

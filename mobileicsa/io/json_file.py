@@ -67,6 +67,8 @@ def parse_json(data: bytes, where: str, *, max_depth: int = MAX_DEPTH) -> dict[s
         raise InputError(f"{where}: not valid JSON at byte {byte}: {error.msg}") from error
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{where}: not valid JSON: {error}") from error
+    if b"\\u" in data and (half := re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))):
+        raise InputError(f"{where}: text holds half a character ({half[0]!r}), which cannot be written as UTF-8")
     if not isinstance(value, dict):
         raise InputError(f"{where}: holds a {type(value).__name__}, not an object")
     return value

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 
 GIB = 1 << 30
+# What is left of the usual 255 for the names of the work space beside the output.
+MAX_NAME_BYTES = 160
 
 
 def inside(root: Path, name: str, *, allowed_roots: Sequence[Path] = ()) -> Path:
@@ -62,6 +64,8 @@ def _links_inside(status: os.stat_result, resolved: Path, roots: Sequence[Path])
 def check_output(output: Path, model: Path | None, overwrite: bool, needed_bytes: int = 0) -> None:
     """Refuse an output folder that cannot or must not be written, before any heavy work; make its parent."""
     target = output.resolve()
+    if len(target.name.encode()) > MAX_NAME_BYTES:
+        raise InputError(f"{output}: the name is longer than {MAX_NAME_BYTES} bytes", hint="choose a shorter --output")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{output}: is a file, not a folder", hint="name a new folder with --output")
     if model is not None:
