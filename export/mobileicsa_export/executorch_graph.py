@@ -26,6 +26,7 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
     _load_before_concatenation(editor)
     for node in nodes(editor, aten.matmul.default):
         _attention_product(editor, node)
+    _core_operators(editor)
     editor.finish()
     return counts
 
@@ -36,6 +37,25 @@ def _drop_annotations(editor: ProgramEditor) -> None:
             editor.replace(node, node.args[0])  # type: ignore[arg-type]
         else:
             editor.graph.erase_node(node)
+
+
+def _core_operators(editor: ProgramEditor) -> None:
+    """The few operators left that ExecuTorch would trace the whole program again for, to decompose them."""
+    for node in nodes(editor, aten.transpose.int):
+        order = list(range(len(shape(node))))
+        first, second = (int(d) for d in node.args[1:3])  # type: ignore[arg-type]
+        order[first], order[second] = order[second], order[first]
+        with editor.standing_for(node):
+            # A copy is contiguous, so that a reshape after it needs no clone.
+            editor.replace(node, editor.call(aten.permute_copy.default, node.args[0], order))
+    for node in nodes(editor, aten.softmax.int):
+        with editor.standing_for(node):
+            editor.replace(node, editor.call(aten._softmax.default, *node.args[:2], False))
+    for node in nodes(editor, aten.where.Scalar):
+        condition, *values = node.args
+        with editor.standing_for(node):
+            scalars = [editor.scalar(float(v)) for v in values]  # type: ignore[arg-type]
+            editor.replace(node, editor.call(aten.where.self, condition, *scalars))
 
 
 def _mean_as_linear(editor: ProgramEditor) -> None:
