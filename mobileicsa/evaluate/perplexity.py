@@ -1,0 +1,201 @@
+"""Perplexity of a language model on a text, and its distance to a reference model on the same tokens.
+
+A window is BOS (or the artifact's fixed prefix) followed by window - 1 text tokens; every text token is predicted.
+Without BOS it is `window` text tokens of which all but the first are predicted. Either way window - 1 tokens count,
+so a float model and its quantised form are always measured on the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mobileicsa.core.errors import InputError, UsageError
+from mobileicsa.io.hashing import sha256_bytes
+
+if TYPE_CHECKING:
+    from mobileicsa.artifact.model import LanguageModel
+    from mobileicsa.quantize.pipeline import Progress
+
+# Log-probabilities are made for so many rows at a time that they take this much memory whatever the vocabulary.
+CHUNK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Window:
+    """Text tokens [start, end); those from `scored_from` on are predicted and count."""
+
+    start: int
+    end: int
+    scored_from: int
+
+    @property
+    def scored(self) -> int:
+        return self.end - self.scored_from
+
+
+def plan_windows(tokens: int, window: int, stride: int | None, has_bos: bool) -> list[Window]:
+    """Windows over `tokens` text tokens. With a stride, a token already scored only gives context."""
+    body = window - 1 if has_bos else window
+    step = body if stride is None else stride
+    found: list[Window] = []
+    start = done = 0
+    while done < tokens:
+        end = min(start + body, tokens)
+        scored_from = max(done, start if has_bos else start + 1)
+        if scored_from < end:
+            found.append(Window(start, end, scored_from))
+        done, start = end, start + step
+    return found
+
+
+def evaluate(
+    model: LanguageModel,
+    text: str,
+    *,
+    window: int = 256,
+    max_windows: int | None = None,
+    stride: int | None = None,
+    reference: LanguageModel | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Perplexity of `model` on `text`; with `reference` also its perplexity, KL(reference || model) and agreement.
+
+    The text is tokenised once, without special tokens. Raises InputError for a text without tokens, a window larger
+    than the model's context, and logits that are not finite.
+    """
+    has_bos = model.bos_id is not None
+    _check(model, reference, window, max_windows, stride, has_bos)
+    ids = model.tokenizer.encode(text)
+    if reference is not None and reference.tokenizer.encode(text) != ids:
+        raise InputError(
+            f"{reference.name}: splits the text into other tokens than {model.name}",
+            hint="the reference must be the model that the artifact was made from",
+        )
+    windows = plan_windows(len(ids), window, stride, has_bos)[:max_windows]
+    if not windows:
+        raise InputError("text: holds no token to predict", hint="give a text of at least one sentence")
+    sums = _Sums()
+    tick = progress.step("perplexity", len(windows)) if progress else _nothing
+    for piece in windows:
+        tokens = ids[piece.start : piece.end]
+        logits = _scored_logits(model, tokens, piece.scored)
+        expected = None if reference is None else _scored_logits(reference, tokens, piece.scored)
+        sums.add(torch.tensor(tokens[-piece.scored :]), logits, expected, where=f"window at token {piece.start}")
+        tick()
+    result: dict[str, Any] = {
+        "perplexity": sums.perplexity(),
+        "tokens": sums.tokens,
+        "windows": len(windows),
+        "window": window,
+        "stride": stride or (window - 1 if has_bos else window),
+        "bos": has_bos,
+        "bos_token": None if model.bos_id is None else model.tokenizer.token(model.bos_id),
+        "scored": _scored_words(window, stride, has_bos),
+        "backend": model.backend,
+        "text_sha256": sha256_bytes(text.encode()),
+        "text_tokens": len(ids),
+    }
+    if windows[0].end - windows[0].start == len(ids) and len(ids) < window - 1:
+        result["note"] = f"the text has only {len(ids)} tokens, less than one window"
+    if reference is not None:
+        result |= sums.against_reference()
+    return result
+
+
+def _check(
+    model: LanguageModel,
+    reference: LanguageModel | None,
+    window: int,
+    max_windows: int | None,
+    stride: int | None,
+    has_bos: bool,
+) -> None:
+    body = window - 1 if has_bos else window
+    if window < 2:
+        raise UsageError(f"--window {window}: must be at least 2 (one token to read, one to predict)")
+    if max_windows is not None and max_windows < 1:
+        raise UsageError(f"--max-windows {max_windows}: must be at least 1")
+    if stride is not None and not 1 <= stride <= body:
+        raise UsageError(f"--stride {stride}: must lie between 1 and {body}, the text tokens of a window")
+    for one in (model, reference):
+        if one is not None and body > one.max_window:
+            raise InputError(
+                f"--window {window}: {one.name} on {one.backend} holds {one.max_window} text tokens at most",
+                hint=f"use --window {one.max_window + window - body} or less",
+            )
+
+
+def _scored_words(window: int, stride: int | None, has_bos: bool) -> str:
+    if stride is not None:
+        return f"every text token once, with up to {window - 1} tokens before it"
+    if has_bos:
+        return f"all {window - 1} text tokens behind BOS in each window"
+    return f"text tokens 2 to {window} of each window (the model has no BOS)"
+
+
+def _scored_logits(model: LanguageModel, tokens: list[int], scored: int) -> Tensor:
+    return model.logits(tokens)[-scored:]
+
+
+class _Sums:
+    """Running sums over scored tokens, in float64."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.loss = self.reference_loss = self.divergence = 0.0
+        self.agreed = 0
+
+    def add(self, targets: Tensor, logits: Tensor, expected: Tensor | None, *, where: str) -> None:
+        for rows in _chunks(len(targets), logits.shape[-1]):
+            log_p = _log_probabilities(logits[rows], where)
+            self.loss -= float(log_p.gather(1, targets[rows, None]).double().sum())
+            if expected is not None:
+                log_q = _log_probabilities(expected[rows], f"reference, {where}")
+                self.reference_loss -= float(log_q.gather(1, targets[rows, None]).double().sum())
+                self.divergence += float((log_q.exp() * (log_q - log_p)).sum(1).double().sum())
+                self.agreed += int((log_p.argmax(1) == log_q.argmax(1)).sum())
+        self.tokens += len(targets)
+
+    def perplexity(self) -> float:
+        return _exponential(self.loss / self.tokens)
+
+    def against_reference(self) -> dict[str, float]:
+        reference = _exponential(self.reference_loss / self.tokens)
+        return {
+            "reference_perplexity": reference,
+            "ratio": self.perplexity() / reference,
+            # Rounding can push the sum a hair below zero where the models are equal.
+            "kl_to_reference": max(self.divergence / self.tokens, 0.0),
+            "top1_agreement": self.agreed / self.tokens,
+        }
+
+
+def _exponential(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError as error:
+        raise InputError(
+            f"perplexity: the mean loss {loss:.0f} is beyond any number", hint="the model is broken"
+        ) from error
+
+
+def _chunks(rows: int, vocab: int) -> Iterator[slice]:
+    size = max(1, CHUNK_VALUES // vocab)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _log_probabilities(logits: Tensor, where: str) -> Tensor:
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError(f"{where}: logits are NaN or infinite", hint="run `mobileicsa verify` on the artifact")
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _nothing() -> None:
+    return None
