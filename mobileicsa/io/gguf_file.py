@@ -28,7 +28,7 @@ class GgufSource:
             from gguf import constants, quants
         except ImportError as error:
             raise EnvironmentFault(f"{path}: reading GGUF needs the package gguf", hint=INSTALL_LINE) from error
-        self._path, self._constants, self._quants = path, constants, quants
+        self.path, self._constants, self._quants = path, constants, quants
         header = read_gguf_header(path)
         self.config: dict[str, Any] = config_of(header, path)
         self.generation: dict[str, Any] = generation_of(self.config)
@@ -53,18 +53,18 @@ class GgufSource:
         entry = self._entry(name)
         kind = self._constants.GGMLQuantizationType(entry.kind)
         stored = np.fromfile(
-            self._path, dtype=np.uint8, count=self._byte_count(name, entry), offset=entry.offset
+            self.path, dtype=np.uint8, count=self._byte_count(name, entry), offset=entry.offset
         ).reshape(*entry.shape[:-1], -1)
         # A view of bytes stays a view for F32; `get` promises a fresh tensor, and `stored` is ours alone.
         values = torch.from_numpy(np.ascontiguousarray(self._quants.dequantize(stored, kind), dtype=np.float32))
-        return finite(self._reordered(name, values.reshape(entry.shape)), name, self._path)
+        return finite(self._reordered(name, values.reshape(entry.shape)), name, self.path)
 
     def identity(self) -> str:
         return self._sha256
 
     def check_unchanged(self) -> None:
-        if sha256_file(self._path) != self._sha256:
-            raise InputError(f"{self._path}: changed while it was in use", hint="run again")
+        if sha256_file(self.path) != self._sha256:
+            raise InputError(f"{self.path}: changed while it was in use", hint="run again")
 
     def write_tokenizer(self, folder: Path) -> None:
         """Save the file's tokenizer as tokenizer.json and tokenizer_config.json."""
@@ -72,13 +72,13 @@ class GgufSource:
 
         # transformers reads any config beside the file, so the file is shown to it alone.
         with tempfile.TemporaryDirectory() as alone:
-            (Path(alone) / "model.gguf").symlink_to(self._path.resolve())
+            (Path(alone) / "model.gguf").symlink_to(self.path.resolve())
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
                     alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
                 )
             except (ValueError, KeyError, TypeError, IndexError, OSError, AttributeError) as error:
-                raise InputError(f"{self._path}: its tokenizer cannot be read: {error}") from error
+                raise InputError(f"{self.path}: its tokenizer cannot be read: {error}") from error
         # How it was loaded is of no use to whoever opens the folder next.
         for key in ("is_local", "local_files_only"):
             tokenizer.init_kwargs.pop(key, None)
@@ -86,16 +86,16 @@ class GgufSource:
 
     def _entry(self, name: str) -> GgufTensor:
         if name not in self._entries:
-            raise InputError(f"{self._path}: tensor {name!r} is missing", hint="is the file complete?")
+            raise InputError(f"{self.path}: tensor {name!r} is missing", hint="is the file complete?")
         return self._entries[name]
 
     def _byte_count(self, name: str, entry: GgufTensor) -> int:
         readable = {kind.value for kind in self._quants._type_traits} | {0, 1}
         if entry.kind not in readable:
-            raise InputError(f"{self._path}: tensor {name!r} has ggml type {entry.kind}, which cannot be read")
+            raise InputError(f"{self.path}: tensor {name!r} has ggml type {entry.kind}, which cannot be read")
         block, size = self._constants.GGML_QUANT_SIZES[self._constants.GGMLQuantizationType(entry.kind)]
         if entry.shape[-1] % block:
-            raise InputError(f"{self._path}: rows of tensor {name!r} are not whole blocks of {block} values")
+            raise InputError(f"{self.path}: rows of tensor {name!r} are not whole blocks of {block} values")
         return math.prod(entry.shape) // int(block) * int(size)
 
     def _reordered(self, name: str, values: Tensor) -> Tensor:
@@ -105,6 +105,6 @@ class GgufSource:
         key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
         heads = self.config[key]
         if values.shape[0] % (2 * heads):
-            raise InputError(f"{self._path}: {values.shape[0]} rows of {name!r} do not fit {key} {heads}")
+            raise InputError(f"{self.path}: {values.shape[0]} rows of {name!r} do not fit {key} {heads}")
         pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
         return pairs.transpose(1, 2).reshape(values.shape).contiguous()
