@@ -83,3 +83,11 @@ def smollm2() -> Checkpoint:
         return open_checkpoint("smollm2-135m")
     except EnvironmentFault as error:
         pytest.skip(f"{error.message} ({error.hint})")
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished artifact of a tiny random model, made once; its checkpoint lies beside it. Do not change its files."""
+    from tiny_artifact import make_artifact
+
+    return make_artifact(tmp_path_factory.mktemp("tiny"))
