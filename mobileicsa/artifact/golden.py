@@ -17,7 +17,7 @@ from mobileicsa.artifact.model import QuantizedModel, integer_logits
 from mobileicsa.program.generate import pick
 
 PROMPTS = tuple((files("mobileicsa.artifact") / "prompts.txt").read_text(encoding="utf-8").splitlines())
-GREEDY_TOKENS = 16
+GREEDY_TOKENS = 12
 DECODE_CALLS = 8
 
 

@@ -1,7 +1,7 @@
 """Quantise/dequantise modules that replace edges and linears in the frozen program.
 
 They use PyTorch's `quantized_decomposed` operators, whose reference meaning is
-q = clamp(round_half_even(x / scale) + zero_point), x' = (q - zero_point) * scale, in float32.
+q = clamp(round_half_even(x * (1 / scale)) + zero_point), x' = (q - zero_point) * scale, in float32.
 """
 
 from __future__ import annotations
@@ -57,6 +57,15 @@ class QdqEdge(Edge):
         self.encoding = encoding
         self.quantize = Quantize(encoding)
         self.dequantize = Dequantize(encoding)
+        # Set by the simulator only: the same numbers in six float operations, without leaving float32.
+        self.eager = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.eager:
+            return self.load(self.store(x))
+        e = self.encoding
+        scale, zero = e.scale[0], e.zero_point[0]
+        return (x * (1.0 / scale)).round_().add_(zero).clamp_(e.qmin, e.qmax).sub_(zero).mul_(scale)
 
     def store(self, x: Tensor) -> Tensor:
         q: Tensor = self.quantize(x)

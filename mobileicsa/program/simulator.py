@@ -13,12 +13,14 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
-from mobileicsa.program.qdq import QuantLinear
+from mobileicsa.program.qdq import QdqEdge, QuantLinear
 
 
-def cache_dequantized_weights(decoder: Decoder) -> None:
-    """Dequantise every weight once instead of at each call: the same numbers, float32's memory."""
+def prepare_for_eager(decoder: Decoder) -> None:
+    """The same numbers faster: weights dequantised once (float32's memory), edges rounded without integer tensors."""
     for module in decoder.modules():
+        if isinstance(module, QdqEdge):
+            module.eager = True
         if isinstance(module, QuantLinear):
             weight = module.effective_weight()
             # A tied table stays shared in memory only as integers; the head's copy is its own.
@@ -29,7 +31,7 @@ class SimulatorSession:
     """A `Session` over a frozen (or float) decoder in eager mode."""
 
     def __init__(self, decoder: Decoder, target: Target) -> None:
-        cache_dequantized_weights(decoder)
+        prepare_for_eager(decoder)
         self.decoder = decoder
         self.methods = {
             name: Method(decoder, length=length, context=target.context).eval()
