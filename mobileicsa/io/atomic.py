@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from mobileicsa.core.errors import EnvironmentFault
+
+if TYPE_CHECKING:  # torch takes a second to import, and most callers only write bytes
+    from torch import Tensor
 
 
 class WriteFault(EnvironmentFault):

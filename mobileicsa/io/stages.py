@@ -7,15 +7,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.io.atomic import write_tensors, writing
 from mobileicsa.io.faults import armed, fault_point
 from mobileicsa.io.hashing import sha256_file
 from mobileicsa.io.json_file import read_json, write_json
+
+if TYPE_CHECKING:  # torch takes a second to import, and most callers only write bytes
+    from torch import Tensor
 
 MAX_DATA_BYTES = 256 << 20
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_.:-]*")
@@ -63,7 +64,6 @@ class StageStore:
         mark, file = self._paths(stage)
         with writing(file):
             self._folder.mkdir(parents=True, exist_ok=True)
-            mark.unlink(missing_ok=True)
         write_tensors(file, tensors)
         if armed(stage, "kill"):
             os.truncate(file, file.stat().st_size // 2)

@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from mobileicsa.core.errors import UsageError
 from mobileicsa.io.atomic import WriteFault, copy_file, sync_folder, write_bytes, write_tensors, writing
@@ -19,6 +17,9 @@ from mobileicsa.io.faults import fault_point
 from mobileicsa.io.json_file import write_json
 from mobileicsa.io.paths import inside
 from mobileicsa.io.stages import StageStore
+
+if TYPE_CHECKING:  # torch takes a second to import, and most callers only write bytes
+    from torch import Tensor
 
 REPLACED_SUFFIX = ".replaced-by-mobileicsa"
 _RUN_ID = re.compile(r"[0-9a-z]{4,64}")

@@ -23,7 +23,7 @@ from crash import STAGES, in_child, run
 
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 from mobileicsa.io import hub
-from mobileicsa.io.atomic import WriteFault
+from mobileicsa.io.atomic import WriteFault, write_bytes
 from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.io.hashing import sha256_tree
 from mobileicsa.io.lock import OutputLock
@@ -105,6 +105,14 @@ def test_fault_39_a_disk_that_fills_up_removes_the_work_space_and_keeps_the_old_
     assert "file" in caught.value.message
     assert sorted(tmp_path.iterdir()) == [big, output]
     assert sha256_tree(output) == before
+
+
+def test_fault_39_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "x", b"old")
+    with pytest.raises(WriteFault, match="x: cannot be written"), full_disk(40_000):
+        write_bytes(tmp_path / "x", b"x" * 100_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
 
 
 def test_fault_39_a_rename_that_fails_puts_the_old_artifact_back(
