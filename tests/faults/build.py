@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.io.checkpoint import open_checkpoint
+from mobileicsa.io.hashing import sha256_file
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -123,3 +129,24 @@ class _Payload:
 
 def pickle_bomb(canary: Path) -> bytes:
     return pickle.dumps(_Payload(canary))
+
+
+def refusal(model: Path) -> str:
+    """The message with which the folder is refused."""
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(str(model))
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def hub_snapshot(model: Path, tmp_path: Path) -> Path:
+    """The folder as the hub cache would hold it: links into blobs."""
+    repository = tmp_path / "models--org--tiny"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in model.iterdir():
+        blob = blobs / sha256_file(file)
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mobileicsa.io.faults import VARIABLE
-from mobileicsa.io.hashing import sha256_bytes
+from mobileicsa.io.hashing import sha256_bytes, sha256_tree
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.staging import Staging
 
@@ -52,3 +52,9 @@ def in_child(work: Callable[[], object], *, fault: str | None = None, kill_after
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def old_artifact(output: Path) -> str:
+    output.mkdir()
+    (output / "manifest.json").write_text("old")
+    return sha256_tree(output)
