@@ -15,10 +15,11 @@ from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import backends as registered
 
-# A runtime sums in another order than the simulator, so a value that lies on a rounding tie may fall the other way,
-# and a flipped integer moves what follows it. Less agreement than this is a defect, not rounding.
-MIN_EQUAL_SHARE = 0.95
-MIN_EQUAL_SHARE_SIMULATOR = 0.999
+# Fused float regions may flip a rounding tie, and a flip moves what follows it (see golden.py). Less agreement than
+# this is a defect, not rounding. The simulator replays its own integers on any machine with correct float32.
+MIN_EQUAL_SHARE = {SIMULATOR: 0.999}
+MIN_EQUAL_SHARE_RUNTIME = 0.75
+MIN_TOP1_AGREEMENT = 0.9
 
 
 class Progress(Protocol):
@@ -68,8 +69,8 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
     except MobileICSAError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
     row = replay(model, golden)
-    needed = MIN_EQUAL_SHARE_SIMULATOR if name == SIMULATOR else MIN_EQUAL_SHARE
-    row["ok"] = row["equal_share"] >= needed
+    needed = MIN_EQUAL_SHARE.get(name, MIN_EQUAL_SHARE_RUNTIME)
+    row["ok"] = row["equal_share"] >= needed and row["top1_agreement"] >= MIN_TOP1_AGREEMENT
     row["needed_equal_share"] = needed
     # The simulator recorded the texts: running it again would only say that it is deterministic.
     if expected and name != SIMULATOR:

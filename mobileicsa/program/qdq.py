@@ -89,16 +89,39 @@ class QuantLinear(Linear):
         self.register_buffer("weight", integers)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int64))
-        # Set by the simulator only: the same numbers, dequantised once. Never part of an exported program.
-        self.real_weight: Tensor | None = None
+        self.exact: ExactProduct | None = None  # set by the simulator only, never part of an exported program
 
     def effective_weight(self) -> Tensor:
-        if self.real_weight is not None:
-            return self.real_weight
         w: Tensor = _ops.dequantize_per_channel(
             self.weight, self.scale, self.zero_point, 0, self.encoding.qmin, self.encoding.qmax, torch.int8
         )
         return w
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.exact is None:
+            return super().forward(x)
+        y = self.exact.multiply(x)
+        if self.bias is not None:
+            y = y + self.bias
+        return self.out(y) if self.has_out else y
+
+
+class ExactProduct:
+    """sum_k (x_k - z)(w_k) as an integer, times scale(x) * scale(w): what integer kernels compute.
+
+    A float sum of dequantised products rounds at every addition, in an order of its own; this one rounds once.
+    Integers are carried in float32, exact below 2**24, which sums of 8-bit products reach only at |x w| far above
+    what real layers have (then the result is as inexact as a float sum's).
+    """
+
+    def __init__(self, linear: QuantLinear, input_scale: float) -> None:
+        self.input_scale = input_scale
+        self.integers = linear.weight.to(torch.float32)
+        self.scale = linear.scale * torch.tensor(input_scale, dtype=torch.float32)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x (..., in) are real values on the grid of the input's edge; returns real values (..., out)."""
+        return F.linear(torch.round(x / self.input_scale), self.integers) * self.scale
 
 
 class QuantEmbedding(Embedding):

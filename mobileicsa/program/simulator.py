@@ -11,27 +11,45 @@ from torch import Tensor
 
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
+from mobileicsa.models.edge import named_edges
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
-from mobileicsa.program.qdq import QdqEdge, QuantLinear
+from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
+
+
+# The edge whose integers each linear reads, by the linear's attribute path inside its block; the first that exists.
+_READS = {
+    "attn.q_proj": ("attn_norm.out", "attn_in"),
+    "attn.k_proj": ("attn_norm.out", "attn_in"),
+    "attn.v_proj": ("attn_norm.out", "attn_in"),
+    "attn.o_proj": ("attn.out",),
+    "mlp.gate_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
+    "mlp.up_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
+    "mlp.down_proj": ("mlp.product",),
+    "proj": ("norm.out",),  # of the head
+}
 
 
 def prepare_for_eager(decoder: Decoder) -> None:
-    """The same numbers faster: weights dequantised once (float32's memory), edges rounded without integer tensors."""
+    """Integer sums in every linear, as integer kernels have them, and edges rounded without integer tensors."""
+    for block in (*decoder.layers, decoder.head):
+        edges = dict(named_edges(block))
+        for name, module in block.named_modules():
+            if isinstance(module, QuantLinear):
+                edge = next(edges[path] for path in _READS[name] if path in edges)
+                assert isinstance(edge, QdqEdge)
+                module.exact = ExactProduct(module, edge.encoding.scale[0])
     for module in decoder.modules():
         if isinstance(module, QdqEdge):
             module.eager = True
-        if isinstance(module, QuantLinear):
-            weight = module.effective_weight()
-            # A tied table stays shared in memory only as integers; the head's copy is its own.
-            module.real_weight = weight
 
 
 class SimulatorSession:
     """A `Session` over a frozen (or float) decoder in eager mode."""
 
     def __init__(self, decoder: Decoder, target: Target) -> None:
-        prepare_for_eager(decoder)
+        if any(isinstance(module, QuantLinear) for module in decoder.modules()):
+            prepare_for_eager(decoder)
         self.decoder = decoder
         self.methods = {
             name: Method(decoder, length=length, context=target.context).eval()
