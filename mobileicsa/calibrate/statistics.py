@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,17 +25,17 @@ class EdgeStatistics:
     count: int = 0
     sample: Tensor | None = None
 
-    def update(self, x: Tensor, expected_updates: int) -> None:
+    def update(self, x: Tensor, expected_updates: int, where: str = "activation") -> None:
         """`expected_updates` shares the sample evenly over the batches to come."""
         flat = x.detach().reshape(-1)
-        low, high = (float(v) for v in torch.aminmax(flat))
-        if not (low > float("-inf") and high < float("inf")):
-            raise InputError("calibration: an activation is NaN or infinite", hint="are the weights intact?")
+        low, high = finite_range(flat, where)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += flat.numel()
         stride = max(1, flat.numel() * expected_updates // SAMPLE_SIZE)
-        # An odd stride walks through all channels of a row-major activation.
-        taken = flat[:: stride | 1].clone()
+        # With a common divisor the walk would meet some channels of a row-major activation only.
+        while math.gcd(stride, x.shape[-1] if x.dim() else 1) > 1:
+            stride += 1
+        taken = flat[::stride].clone()
         self.sample = taken if self.sample is None else torch.cat((self.sample, taken))
 
     def min_max(self, bits: int) -> TensorEncoding:
@@ -53,6 +54,15 @@ class EdgeStatistics:
         return best
 
 
+def finite_range(x: Tensor, where: str) -> tuple[float, float]:
+    """Smallest and largest value; InputError naming `where` for NaN or infinity."""
+    low, high = (float(v) for v in torch.aminmax(x))
+    # NaN fails both comparisons.
+    if not (low > float("-inf") and high < float("inf")):
+        raise InputError(f"calibration: {where} is NaN or infinite", hint="are the weights intact?")
+    return low, high
+
+
 def fake_quantize(x: Tensor, encoding: TensorEncoding) -> Tensor:
     """Round x to the grid of a per-tensor encoding (float in, float out), as the frozen program does."""
     scale, zero = encoding.scale[0], encoding.zero_point[0]
@@ -62,8 +72,9 @@ def fake_quantize(x: Tensor, encoding: TensorEncoding) -> Tensor:
 class ObservedEdge(Edge):
     """Edge that passes its tensor through and records it; with `encoding` set it also quantises."""
 
-    def __init__(self, edge: Edge, expected_updates: int) -> None:
+    def __init__(self, edge: Edge, expected_updates: int, path: str = "activation") -> None:
         super().__init__(edge.role, edge.fixed)
+        self.path = path
         self.statistics = EdgeStatistics()
         self.expected_updates = expected_updates
         self.observing = True
@@ -71,5 +82,5 @@ class ObservedEdge(Edge):
 
     def store(self, x: Tensor) -> Tensor:
         if self.observing:
-            self.statistics.update(x, self.expected_updates)
+            self.statistics.update(x, self.expected_updates, self.path)
         return x if self.encoding is None else fake_quantize(x, self.encoding)

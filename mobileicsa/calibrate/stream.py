@@ -78,7 +78,7 @@ def run_content(
     ropes, masks = positions_for(spec, past[0].shape[2], content.shape[1])
     rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
     mask = masks[layer.layer.sliding_window]
-    for batch in content.split(BATCH):
+    for batch in torch.split(content, BATCH):
         expanded = (past[0].expand(batch.shape[0], -1, -1, -1), past[1].expand(batch.shape[0], -1, -1, -1))
         output, _ = layer(batch, rope, mask, expanded)
         tick()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from mobileicsa.core.errors import SchemeError
 
 # The smallest scale: below the softmax output's 1/65535 and far above float32's subnormals.
 MIN_SCALE = 1e-9
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,8 @@ class TensorEncoding:
 
     Invariants:
     - `bits` is 4, 8, 16 or 32, integers lie in [qmin, qmax] (narrow: qmin is -(2**(bits-1) - 1));
-    - `scale` holds one value, or one per slice along `axis`; every scale is finite and > 0;
+    - `scale` holds one value, or one per slice along `axis`; every scale is finite and > 0 (those made by the
+      functions below are float32 values, as every runtime stores them);
     - `zero_point` has the length of `scale`, each inside [qmin, qmax]; zero is exactly representable;
     - symmetric means every zero point is 0.
     """
@@ -44,11 +47,11 @@ class TensorEncoding:
 
     @property
     def qmin(self) -> int:
-        return -(2 ** (self.bits - 1)) + (1 if self.narrow else 0)
+        return -(1 << (self.bits - 1)) + (1 if self.narrow else 0)
 
     @property
     def qmax(self) -> int:
-        return int(2 ** (self.bits - 1) - 1)
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def symmetric(self) -> bool:
@@ -83,7 +86,7 @@ class TensorEncoding:
                 axis=None if data.get("axis") is None else int(data["axis"]),
                 narrow=bool(data.get("narrow", False)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise SchemeError(f"encoding: malformed entry {data!r}: {error}") from error
 
 
@@ -95,7 +98,9 @@ def asymmetric(low: float, high: float, bits: int) -> TensorEncoding:
     return asymmetric_many([low], [high], bits)
 
 
-def asymmetric_many(lows: Sequence[float], highs: Sequence[float], bits: int, axis: int | None = None) -> TensorEncoding:
+def asymmetric_many(
+    lows: Sequence[float], highs: Sequence[float], bits: int, axis: int | None = None
+) -> TensorEncoding:
     """The same for one range per slice along `axis`."""
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scales, zeros = [], []
@@ -104,7 +109,7 @@ def asymmetric_many(lows: Sequence[float], highs: Sequence[float], bits: int, ax
         if not (math.isfinite(low) and math.isfinite(high)):
             raise SchemeError(f"encoding: range [{low}, {high}] is not finite")
         scale = (high - low) / (qmax - qmin) if high > low else 1.0
-        scale = max(scale, MIN_SCALE)
+        scale = _float32(max(scale, MIN_SCALE))
         scales.append(scale)
         zeros.append(min(max(round(qmin - low / scale), qmin), qmax))
     return TensorEncoding(bits=bits, scale=tuple(scales), zero_point=tuple(zeros), axis=axis)
@@ -113,5 +118,13 @@ def asymmetric_many(lows: Sequence[float], highs: Sequence[float], bits: int, ax
 def symmetric(max_abs: Sequence[float], bits: int, *, axis: int | None = None, narrow: bool = True) -> TensorEncoding:
     """Zero-point-0 encoding from the largest magnitude of each slice (an all-zero slice gets scale 1)."""
     qmax = 2 ** (bits - 1) - 1
-    scales = tuple(max(float(m) / qmax, MIN_SCALE) if m > 0 else 1.0 for m in max_abs)
+    scales = tuple(_float32(max(float(m) / qmax, MIN_SCALE)) if m != 0 else 1.0 for m in max_abs)
     return TensorEncoding(bits=bits, scale=scales, zero_point=(0,) * len(scales), axis=axis, narrow=narrow)
+
+
+def _float32(value: float) -> float:
+    """The nearest float32: no runtime keeps a scale in more, so a plan with more would mean another grid."""
+    if not value <= FLOAT32_MAX:
+        raise SchemeError(f"encoding: scale {value} does not fit float32")
+    single: float = struct.unpack("f", struct.pack("f", value))[0]
+    return single

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mobileicsa.core.encoding import TensorEncoding
-from mobileicsa.core.errors import InputError
+from mobileicsa.core.errors import InputError, SchemeError
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 
@@ -20,13 +20,17 @@ class WeightEncoding:
     bits: int
     narrow: bool = True
 
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise SchemeError(f"weight encoding: {self.bits} bits is neither 4 nor 8")
+
     @property
     def qmin(self) -> int:
-        return -(2 ** (self.bits - 1)) + (1 if self.narrow else 0)
+        return -(1 << (self.bits - 1)) + (1 if self.narrow else 0)
 
     @property
     def qmax(self) -> int:
-        return int(2 ** (self.bits - 1) - 1)
+        return (1 << (self.bits - 1)) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class QuantPlan:
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str = "quant_plan.json") -> QuantPlan:
         version = data.get("format")
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise InputError(f"{where}: field format is {version!r}, expected {PLAN_FORMAT}")
         if version > PLAN_FORMAT:
             raise InputError(
@@ -71,5 +75,5 @@ class QuantPlan:
                 prefix_ids=tuple(int(i) for i in data["prefix_ids"]),
                 provenance=dict(data["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: malformed plan: {type(error).__name__} {error}") from error

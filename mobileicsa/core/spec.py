@@ -81,9 +81,7 @@ class ModelSpec:
             if getattr(self, name) < 1:
                 raise InputError(f"model: {name} must be at least 1, is {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
+            raise InputError(f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if not self.layers:
             raise InputError("model: num_hidden_layers must be at least 1")
         for layer in self.layers:

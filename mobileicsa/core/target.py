@@ -29,7 +29,8 @@ class Target:
     def __post_init__(self) -> None:
         if not 1 <= self.prefill_chunk < self.context:
             raise InputError(
-                f"target {self.name}: prefill_chunk {self.prefill_chunk} must be at least 1 and below context {self.context}"
+                f"target {self.name}: prefill_chunk {self.prefill_chunk} must be at least 1 "
+                f"and below context {self.context}"
             )
 
     @classmethod

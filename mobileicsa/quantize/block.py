@@ -19,6 +19,7 @@ from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, named_edges, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
+from mobileicsa.quantize.equivalent_math import relative_error
 from mobileicsa.quantize.ranges import encode_edge, signal_to_noise_db
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rounding import quantize_weight
@@ -34,12 +35,12 @@ class Piece:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def observe(module: nn.Module, expected_updates: int) -> dict[str, ObservedEdge]:
-    """Replace every edge by an observing one (in place); returns them by path."""
+def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, ObservedEdge]:
+    """Replace every edge by an observing one (in place); returns them by their path in `module`, which is `prefix`."""
     observed: dict[str, ObservedEdge] = {}
 
     def make(name: str, edge: Edge) -> Edge:
-        observed[name] = ObservedEdge(edge, expected_updates)
+        observed[name] = ObservedEdge(edge, expected_updates, f"{prefix}.{name}")
         return observed[name]
 
     replace_edges(module, make)
@@ -59,10 +60,10 @@ def quantize_block(
     piece = Piece()
     next_prefix, past = run_prefix(spec, layer, stream)
     if recipe.smoothing != "off":
-        _smooth(spec, layer, stream, past, scheme, recipe, piece, tick)
+        _smooth(spec, index, layer, stream, past, scheme, recipe, piece, tick)
         # Scaling moves range into the cached values: the prefix's rows must be those of the scaled block.
         next_prefix, past = run_prefix(spec, layer, stream)
-    observed = observe(layer, stream.batches)
+    observed = observe(layer, stream.batches, f"layers.{index}")
     inputs = {name: _InputMoments() for name in ("attn.o_proj", "mlp.down_proj", "attn.q_proj", "mlp.gate_proj")}
     hooks = [layer.get_submodule(name).register_forward_pre_hook(moments) for name, moments in inputs.items()]
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
@@ -120,6 +121,7 @@ _READS |= {"gate_proj": "mlp.gate_proj", "up_proj": "mlp.gate_proj", "down_proj"
 
 def _smooth(
     spec: ModelSpec,
+    index: int,
     layer: DecoderLayer,
     stream: Stream,
     past: LayerCache,
@@ -130,7 +132,7 @@ def _smooth(
 ) -> None:
     originals = dict(named_edges(layer))
     rows = stream.content.shape[0] * stream.content.shape[1]
-    captured = capture(layer, rows)
+    captured = capture(layer, rows, f"layers.{index}")
     for _ in run_content(spec, layer, stream.content, past, tick):
         pass
     choices = choose_and_apply(layer, captured, scheme, recipe.alphas, search=recipe.smoothing == "search")
@@ -146,7 +148,7 @@ def _observe_prefix(layer: DecoderLayer, past: LayerCache) -> None:
         return
     for edge, rows in ((layer.attn.k_out, past[0]), (layer.attn.v_out, past[1])):
         assert isinstance(edge, ObservedEdge)
-        edge.statistics.update(rows, 1)
+        edge.statistics.update(rows, 1, edge.path)
 
 
 def _round(
@@ -166,9 +168,8 @@ def _round(
             integers, scale = quantize_weight(f"{path}.weight", module.weight, encoding, importance)
             piece.tensors[f"{path}.weight"], piece.tensors[f"{path}.weight.scale"] = integers, scale
             piece.weights[f"{path}.weight"] = encoding
-            difference = integers * scale[:, None] - module.weight
             errors[f"{path}.weight"] = {
-                "relative_error": float(difference.square().sum() / module.weight.square().sum().clamp(min=1e-30)),
+                "relative_error": relative_error(integers * scale[:, None], module.weight),
                 "zero_rows": int((module.weight.abs().amax(dim=1) == 0).sum()),
             }
             if module.bias is not None:

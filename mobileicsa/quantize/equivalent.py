@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mobileicsa.calibrate.statistics import fake_quantize
+from mobileicsa.calibrate.statistics import fake_quantize, finite_range
 from mobileicsa.core.encoding import asymmetric
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import DecoderLayer
 from mobileicsa.models.edge import Edge
+from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent_math import relative_error, repeat_groups, smoothing_scale, tie_groups
 from mobileicsa.quantize.rounding import fake_quantize_weight
 
@@ -30,8 +31,9 @@ SITES = ("attention", "mlp", "value", "product")
 class CaptureEdge(Edge):
     """Passes its tensor through; keeps strided rows, and the range of every channel over all rows."""
 
-    def __init__(self, edge: Edge, expected_rows: int, channels_first: bool = False) -> None:
+    def __init__(self, edge: Edge, path: str, expected_rows: int, channels_first: bool = False) -> None:
         super().__init__(edge.role, edge.fixed)
+        self.path = path
         self.stride = max(1, expected_rows // CAPTURE_ROWS)
         self.channels_first = channels_first
         self.kept: list[Tensor] = []
@@ -44,6 +46,7 @@ class CaptureEdge(Edge):
         rows = rows.reshape(-1, rows.shape[-1])
         self.kept.append(rows[:: self.stride].clone())
         low, high = torch.aminmax(rows, dim=0)
+        finite_range(torch.cat((low, high)), self.path)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         return x
@@ -54,12 +57,14 @@ class CaptureEdge(Edge):
 
     @property
     def magnitude(self) -> Tensor:
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def quantized(self, rows: Tensor, scale: Tensor, bits: int) -> Tensor:
         """rows / scale on the per-tensor grid that all calibration rows would need after scaling."""
-        assert self.low is not None and self.high is not None
+        assert self.low is not None
+        assert self.high is not None
         encoding = asymmetric(float((self.low / scale).min()), float((self.high / scale).max()), bits)
         return fake_quantize(rows / scale, encoding)
 
@@ -74,12 +79,12 @@ class Choice:
     error_before: float
 
 
-def capture(layer: DecoderLayer, expected_rows: int) -> dict[str, CaptureEdge]:
+def capture(layer: DecoderLayer, expected_rows: int, path: str) -> dict[str, CaptureEdge]:
     """Replace the edges that the sites read by capturing ones (in place); returns them by short name."""
     found: dict[str, CaptureEdge] = {}
 
     def put(owner: torch.nn.Module, attribute: str, name: str, channels_first: bool = False) -> None:
-        found[name] = CaptureEdge(getattr(owner, attribute), expected_rows, channels_first)
+        found[name] = CaptureEdge(getattr(owner, attribute), f"{path}, {name}", expected_rows, channels_first)
         setattr(owner, attribute, found[name])
 
     if layer.spec.pre_norm:
@@ -154,8 +159,8 @@ def _site(
 
 
 def _norm_site(
-    norm: torch.nn.Module,
-    readers: list[torch.nn.Module],
+    norm: Norm,
+    readers: list[Linear],
     edge: CaptureEdge,
     scheme: QuantScheme,
     weight: WeightEncoding,

@@ -40,5 +40,6 @@ def repeat_groups(values: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
 
 def relative_error(approximation: Tensor, reference: Tensor) -> float:
     """Squared error over the reference's energy."""
-    energy = float(reference.square().sum())
-    return float((approximation - reference).square().sum()) / max(energy, 1e-30)
+    # float64: the square of a value near float32's end would be infinite.
+    energy = float(reference.double().square().sum())
+    return float((approximation.double() - reference.double()).square().sum()) / max(energy, 1e-30)

@@ -17,6 +17,7 @@ from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Embedding, Head
+from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import Piece, encode_part, observe, quantize_block
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
@@ -76,24 +77,18 @@ def quantize_model(
     prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
-    pieces: list[Piece] = []
-    stream: Stream | None = None
-    for index in range(spec.num_layers):
-        stage = f"layer-{index:03d}"
-        if store.done(stage, run):
-            piece, stream = _load_piece(store, stage)
-        else:
-            if stream is None:
-                stream = embed(spec, weights, prefix, windows)
-            passes = 1 if recipe.smoothing == "off" else 2
-            tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes * stream.batches)
-            layer = load_layer(spec, index, weights)
-            piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
-            _save_piece(store, stage, run, piece, stream)
-            if index:
-                _drop_stream(store, f"layer-{index - 1:03d}", run)
+    finished = _finished_layers(store, run, spec.num_layers)
+    pieces = [_load_piece(store, index) for index in range(finished)]
+    stream = _load_stream(store, finished - 1) if finished else embed(spec, weights, prefix, windows)
+    for index in range(finished, spec.num_layers):
+        passes = 1 if recipe.smoothing == "off" else 2
+        tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes * stream.batches)
+        layer = load_layer(spec, index, weights)
+        piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
+        # The stream first: a finished block without the stream behind it would be of no use.
+        store.save(_stream_stage(index), f"{run}:{index}", vars(stream), {})
+        store.save(_layer_stage(index), run, piece.tensors, _piece_json(piece))
         pieces.append(piece)
-    assert stream is not None
     pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
     plan = QuantPlan(
         spec=spec,
@@ -144,19 +139,17 @@ def _embedding_and_head(
     has_prefix: bool,
 ) -> Piece:
     piece = Piece()
-    with torch.device("meta"):
+    with empty_weights():
         embedding, head = Embedding(spec), Head(spec)
-    # The head's constants must be real numbers; its weights are filled from the source.
-    head = Head(spec)
     weights.fill(embedding, "embed.")
     weights.fill(head, "head.")
     if spec.tied_head:
         head.proj.weight = embedding.weight
-    observed = observe(embedding, 1)
+    observed = observe(embedding, 1, "embed")
     embedding(windows)
     encode_part("embed", observed, scheme, recipe, piece)
-    batches = stream.content.split(BATCH)
-    observed = observe(head, len(batches))
+    batches = torch.split(stream.content, BATCH)
+    observed = observe(head, len(batches), "head")
     for batch in batches:
         head(batch[:, ::4])
     encode_part("head", observed, scheme, recipe, piece)
@@ -176,10 +169,28 @@ def _embedding_and_head(
     return piece
 
 
-def _save_piece(store: StageStore, stage: str, run: str, piece: Piece, stream: Stream) -> None:
-    tensors = {f"piece/{name}": tensor for name, tensor in piece.tensors.items()}
-    tensors |= {"stream/content": stream.content, "stream/prefix": stream.prefix}
-    store.save(stage, run, tensors, _piece_json(piece))
+def _layer_stage(index: int) -> str:
+    return f"layer-{index:03d}"
+
+
+def _stream_stage(index: int) -> str:
+    """Two places in turn: the hidden states before a block stay until the block behind it is finished."""
+    return f"stream-{index % 2}"
+
+
+def _finished_layers(store: StageStore, run: str, layers: int) -> int:
+    """How many blocks from the front are done, with the stream behind the last of them; 0 where that is lost."""
+    finished = 0
+    while finished < layers and store.done(_layer_stage(finished), run):
+        finished += 1
+    if finished and not store.done(_stream_stage(finished - 1), f"{run}:{finished - 1}"):
+        return 0
+    return finished
+
+
+def _load_stream(store: StageStore, index: int) -> Stream:
+    tensors, _ = store.load(_stream_stage(index))
+    return Stream(**tensors)
 
 
 def _piece_json(piece: Piece) -> dict[str, Any]:
@@ -190,21 +201,11 @@ def _piece_json(piece: Piece) -> dict[str, Any]:
     }
 
 
-def _load_piece(store: StageStore, stage: str) -> tuple[Piece, Stream | None]:
-    tensors, data = store.load(stage)
-    piece = Piece(
+def _load_piece(store: StageStore, index: int) -> Piece:
+    tensors, data = store.load(_layer_stage(index))
+    return Piece(
         edges={name: TensorEncoding.from_json(e) for name, e in data["edges"].items()},
         weights={name: WeightEncoding(**w) for name, w in data["weights"].items()},
-        tensors={name.removeprefix("piece/"): t for name, t in tensors.items() if name.startswith("piece/")},
+        tensors=tensors,
         report=data["report"],
     )
-    if "stream/content" not in tensors:
-        return piece, None
-    return piece, Stream(tensors["stream/content"], tensors["stream/prefix"])
-
-
-def _drop_stream(store: StageStore, stage: str, run: str) -> None:
-    """Hidden states are needed behind the newest finished block only."""
-    piece, stream = _load_piece(store, stage)
-    if stream is not None:
-        store.save(stage, run, {f"piece/{n}": t for n, t in piece.tensors.items()}, _piece_json(piece))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.stream import BATCH, WeightSource, load_layer
+from mobileicsa.core.errors import InputError
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Embedding, positions_for
@@ -36,15 +37,18 @@ class PrefixTrial:
 
 
 class _NoiseEdge(Edge):
-    """Relative rounding noise of an 8-bit edge, for several prefixes stacked along the batch."""
+    """Relative rounding noise of an 8-bit edge, for several prefixes stacked along the batch.
 
-    def __init__(self, edge: Edge, groups: int, prefix_length: int, total: Tensor) -> None:
+    Tokens lie along `token_axis` of tensors with heads, along axis 1 of those without.
+    """
+
+    def __init__(self, edge: Edge, groups: int, prefix_length: int, token_axis: int, total: Tensor) -> None:
         super().__init__(edge.role, edge.fixed)
-        self.groups, self.prefix_length, self.total = groups, prefix_length, total
+        self.groups, self.prefix_length, self.token_axis, self.total = groups, prefix_length, token_axis, total
 
     def store(self, x: Tensor) -> Tensor:
-        content = x.narrow(x.dim() - 2, self.prefix_length, x.shape[-2] - self.prefix_length)
-        rows = content.reshape(self.groups, -1)
+        axis = self.token_axis if x.dim() == 4 else 1
+        rows = x.narrow(axis, self.prefix_length, x.shape[axis] - self.prefix_length).reshape(self.groups, -1)
         low, high = rows.amin(dim=1).clamp(max=0), rows.amax(dim=1).clamp(min=0)
         self.total += ((high - low) / 255).square() / 12 / rows.square().mean(dim=1).clamp(min=1e-12)
         return x
@@ -85,13 +89,17 @@ def trial_noise(
             def measure(name: str, edge: Edge, slot: Tensor = slot, groups: int = groups) -> Edge:
                 if edge.fixed is not None or scheme.activation_bits.get(edge.role, 16) != 8:
                     return Edge(edge.role, edge.fixed)
-                return _NoiseEdge(edge, groups, length, slot)
+                # QK norms see (B, T, heads, head_dim), everything behind them (B, heads, T, head_dim).
+                token_axis = 1 if name.startswith(("attn.q_norm", "attn.k_norm")) else 2
+                return _NoiseEdge(edge, groups, length, token_axis, slot)
 
             replace_edges(layer, measure)
             edges = sum(isinstance(module, _NoiseEdge) for module in layer.modules())
             outputs.append(layer(batch, rope, masks[layer.layer.sliding_window])[0])
         hidden = torch.cat(outputs)
         tick()
+    if not bool(torch.isfinite(total).all()):
+        raise InputError("calibration: an activation is NaN or infinite", hint="are the weights intact?")
     return [float(noise) / max(edges * spec.num_layers, 1) for noise in total]
 
 
@@ -113,7 +121,7 @@ def search_prefix(
     candidates = [token for token, _ in counts.most_common(CANDIDATES) if token != spec.bos_id]
     best = trial_noise(spec, weights, scheme, [prefix], sample, tick)[0]
     trials = [PrefixTrial(prefix, best)]
-    for _ in range(max_tokens):
+    for _ in range(max_tokens if candidates else 0):
         tried = [(*prefix, token) for token in candidates]
         noises = trial_noise(spec, weights, scheme, tried, sample, tick)
         trials += [PrefixTrial(ids, noise) for ids, noise in zip(tried, noises, strict=True)]

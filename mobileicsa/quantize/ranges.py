@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
-
-import torch
 
 from mobileicsa.calibrate.statistics import EdgeStatistics, ObservedEdge, fake_quantize
 from mobileicsa.core.encoding import TensorEncoding, asymmetric
@@ -33,7 +32,7 @@ def encode_edge(edge: ObservedEdge, scheme: QuantScheme, ranges: Literal["minmax
 def signal_to_noise_db(statistics: EdgeStatistics, encoding: TensorEncoding) -> float:
     """SQNR in dB of the edge's sample on its grid."""
     assert statistics.sample is not None
-    sample = statistics.sample
-    noise = float((fake_quantize(sample, encoding) - sample).square().mean())
+    sample = statistics.sample.double()
+    noise = float((fake_quantize(statistics.sample, encoding).double() - sample).square().mean())
     power = float(sample.square().mean())
-    return float(10 * torch.log10(torch.tensor(max(power, 1e-30) / max(noise, 1e-30))))
+    return 10 * math.log10(max(power, 1e-30) / max(noise, 1e-30))

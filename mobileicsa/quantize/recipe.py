@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,10 +38,17 @@ class Recipe(BaseModel):
     description: str = ""
     prefix_tokens: int = Field(default=0, ge=0, le=16)
     smoothing: Literal["off", "fixed", "search"] = "off"
-    alphas: tuple[float, ...] = (0.5,)
+    alphas: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.5,), min_length=1, max_length=64)
     ranges: Literal["minmax", "mse"] = "minmax"
     weights: Literal["nearest", "clip"] = "nearest"
     calibration: Calibration = Calibration()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for a file
+        return False
 
 
 def bundled_recipes() -> list[str]:
@@ -55,7 +62,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         text, where = (files("mobileicsa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
     else:
         path = Path(name)
-        if not path.is_file():
+        if not _is_file(path):
             near = difflib.get_close_matches(name, bundled_recipes(), n=1)
             raise InputError(
                 f"--recipe {name}: neither a bundled recipe ({', '.join(bundled_recipes())}) nor a file",
@@ -67,9 +74,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             text, where = path.read_text(encoding="utf-8"), str(path)
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
         raise InputError(f"{where}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"{where}: must be a mapping of recipe fields")
@@ -90,7 +99,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise SchemeError(f"recipe override {override!r}: {parent} is not a mapping")
     try:
         data[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SchemeError(f"recipe override {override!r}: {error}") from error
 
 
@@ -100,7 +109,8 @@ def _validated(data: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        near = difflib.get_close_matches(field, list(Recipe.model_fields), n=1)
+        model = Calibration if first["loc"][:1] == ("calibration",) else Recipe
+        near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), n=1)
         hint = f"did you mean {near[0]}?" if near and first["type"] == "extra_forbidden" else None
         raise SchemeError(f"{where}: field {field}: {first['msg']}", hint=hint) from error
     except TypeError as error:
