@@ -38,16 +38,16 @@ class EdgeStatistics:
         taken = flat[::stride].clone()
         self.sample = taken if self.sample is None else torch.cat((self.sample, taken))
 
-    def min_max(self, bits: int) -> TensorEncoding:
-        return asymmetric(self.low, self.high, bits)
+    def min_max(self, bits: int, mantissa_bits: int | None) -> TensorEncoding:
+        return asymmetric(self.low, self.high, bits, mantissa_bits)
 
-    def least_error(self, bits: int, ratios: tuple[float, ...]) -> TensorEncoding:
+    def least_error(self, bits: int, mantissa_bits: int | None, ratios: tuple[float, ...]) -> TensorEncoding:
         """The shrunk range with the least mean squared error on the sample, the extremes always among it."""
         assert self.sample is not None
         values = torch.cat((self.sample, torch.tensor([self.low, self.high])))
-        best, best_error = self.min_max(bits), float("inf")
+        best, best_error = self.min_max(bits, mantissa_bits), float("inf")
         for ratio in ratios:
-            candidate = asymmetric(self.low * ratio, self.high * ratio, bits)
+            candidate = asymmetric(self.low * ratio, self.high * ratio, bits, mantissa_bits)
             error = float((fake_quantize(values, candidate) - values).square().mean())
             if error < best_error:
                 best, best_error = candidate, error

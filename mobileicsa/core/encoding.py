@@ -90,16 +90,21 @@ class TensorEncoding:
             raise SchemeError(f"encoding: malformed entry {data!r}: {error}") from error
 
 
-def asymmetric(low: float, high: float, bits: int) -> TensorEncoding:
+def asymmetric(low: float, high: float, bits: int, mantissa_bits: int | None = None) -> TensorEncoding:
     """Per-tensor encoding whose range holds [low, high] and zero.
 
-    A constant tensor (low == high == 0) gets scale 1, never 0/0.
+    A constant tensor (low == high == 0) gets scale 1, never 0/0. `mantissa_bits` rounds the scale up to a short one
+    (0: a power of two): see `shorten`.
     """
-    return asymmetric_many([low], [high], bits)
+    return asymmetric_many([low], [high], bits, mantissa_bits=mantissa_bits)
 
 
 def asymmetric_many(
-    lows: Sequence[float], highs: Sequence[float], bits: int, axis: int | None = None
+    lows: Sequence[float],
+    highs: Sequence[float],
+    bits: int,
+    axis: int | None = None,
+    mantissa_bits: int | None = None,
 ) -> TensorEncoding:
     """The same for one range per slice along `axis`."""
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -110,6 +115,8 @@ def asymmetric_many(
             raise SchemeError(f"encoding: range [{low}, {high}] is not finite")
         scale = (high - low) / (qmax - qmin) if high > low else 1.0
         scale = _float32(max(scale, MIN_SCALE))
+        if mantissa_bits is not None:
+            scale = _float32(shorten(scale, mantissa_bits))
         scales.append(scale)
         zeros.append(min(max(round(qmin - low / scale), qmin), qmax))
     return TensorEncoding(bits=bits, scale=tuple(scales), zero_point=tuple(zeros), axis=axis)
@@ -120,6 +127,18 @@ def symmetric(max_abs: Sequence[float], bits: int, *, axis: int | None = None, n
     qmax = 2 ** (bits - 1) - 1
     scales = tuple(_float32(max(float(m) / qmax, MIN_SCALE)) if m != 0 else 1.0 for m in max_abs)
     return TensorEncoding(bits=bits, scale=scales, zero_point=(0,) * len(scales), axis=axis, narrow=narrow)
+
+
+def shorten(scale: float, mantissa_bits: int) -> float:
+    """The least number >= scale whose mantissa has `mantissa_bits` bits after the leading one.
+
+    Integers times a short scale, and sums of products of two of them, are exact in float32. Then it no longer
+    matters in which order a runtime sums and scales, whether it divides by a scale or multiplies by its inverse:
+    runtimes agree on the integers.
+    """
+    mantissa, exponent = math.frexp(scale)
+    steps = 2 ** (mantissa_bits + 1)
+    return math.ldexp(math.ceil(mantissa * steps) / steps, exponent)
 
 
 def _float32(value: float) -> float:

@@ -27,6 +27,16 @@ class QuantScheme:
     def bits(self, role: str) -> int:
         return self.activation_bits.get(role, 16)
 
+    def mantissa_bits(self, role: str) -> int:
+        """Length of an activation scale's mantissa (see `core.encoding.shorten`).
+
+        16-bit edges have range to spare: powers of two. The factors of q·k and of probs·v: short enough that their
+        float32 sums are exact. Inputs of linears: exact when scaled once more by the weight's scale.
+        """
+        if self.bits(role) == 16:
+            return 0
+        return 2 if role in ("qkv", "kv") else 6
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -16,17 +16,17 @@ HEADROOM_A16 = 1.25
 
 def encode_edge(edge: ObservedEdge, scheme: QuantScheme, ranges: Literal["minmax", "mse"]) -> TensorEncoding:
     """Encoding of one observed edge under a scheme."""
-    bits = scheme.bits(edge.role)
-    if edge.fixed is not None:
-        return asymmetric(*edge.fixed, bits)
+    bits, mantissa = scheme.bits(edge.role), scheme.mantissa_bits(edge.role)
     statistics = edge.statistics
     if edge.role == "constant":
-        return statistics.min_max(bits)
+        return statistics.min_max(bits, None)
+    if edge.fixed is not None:
+        return asymmetric(*edge.fixed, bits, mantissa)
     if ranges == "minmax":
-        return statistics.min_max(bits)
+        return statistics.min_max(bits, mantissa)
     if bits == 16:
-        return asymmetric(statistics.low * HEADROOM_A16, statistics.high * HEADROOM_A16, bits)
-    return statistics.least_error(bits, MSE_RATIOS)
+        return asymmetric(statistics.low * HEADROOM_A16, statistics.high * HEADROOM_A16, bits, mantissa)
+    return statistics.least_error(bits, mantissa, MSE_RATIOS)
 
 
 def signal_to_noise_db(statistics: EdgeStatistics, encoding: TensorEncoding) -> float:

@@ -13,13 +13,23 @@ from mobileicsa.core.encoding import MIN_SCALE
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
 
+# With a 6-bit activation mantissa the product of both scales still fits float32's 24 bits.
+WEIGHT_MANTISSA_BITS = 15
 CLIP_RATIOS = tuple(1.0 - 0.025 * i for i in range(21))
 
 
 def weight_scale(weight: Tensor, encoding: WeightEncoding) -> Tensor:
     """Scale (out,) that maps the largest magnitude of each row of weight (out, in) to qmax; 1 for a zero row."""
     largest = weight.abs().amax(dim=1)
-    return torch.where(largest > 0, (largest / encoding.qmax).clamp(min=MIN_SCALE), torch.ones_like(largest))
+    scale = (largest / encoding.qmax).clamp(min=MIN_SCALE)
+    return torch.where(largest > 0, short_scale(scale), torch.ones_like(largest))
+
+
+def short_scale(scale: Tensor) -> Tensor:
+    """The tensor form of `core.encoding.shorten` for weight scales."""
+    mantissa, exponent = torch.frexp(scale)
+    steps = float(2 ** (WEIGHT_MANTISSA_BITS + 1))
+    return torch.ldexp(torch.ceil(mantissa * steps) / steps, exponent)
 
 
 def round_weight(weight: Tensor, scale: Tensor, encoding: WeightEncoding) -> Tensor:
@@ -38,7 +48,7 @@ def clipped_scale(weight: Tensor, importance: Tensor, encoding: WeightEncoding) 
     full = weight_scale(weight, encoding)
     best, best_error = full.clone(), torch.full_like(full, float("inf"))
     for ratio in CLIP_RATIOS:
-        scale = full * ratio
+        scale = short_scale(full * ratio)
         error = ((round_weight(weight, scale, encoding) * scale[:, None] - weight).square() * importance).sum(dim=1)
         better = error < best_error
         best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
