@@ -1,0 +1,66 @@
+"""From the times of single runs to the figures that a bench reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+
+@dataclass
+class Runs:
+    """Everything one contender's worker said, run after run."""
+
+    opened: dict[str, Any]
+    prompt_tokens: int
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    reloaded: dict[str, Any] = field(default_factory=dict)
+
+    def prefill_speeds(self) -> list[float]:
+        return [self.prompt_tokens / turn["first_token_ms"] * 1000 for turn in self.turns]
+
+    def decode_speeds(self) -> list[float]:
+        return [len(turn["step_ms"]) / sum(turn["step_ms"]) * 1000 for turn in self.turns]
+
+    def summary(self) -> dict[str, Any]:
+        """Medians over runs, with the spread beside them; a step's p90 is over all steps of all runs."""
+        steps = [ms for turn in self.turns for ms in turn["step_ms"]]
+        first = [turn["first_token_ms"] for turn in self.turns]
+        peak = self.turns[-1]["peak_rss_bytes"]
+        return {
+            "load_ms": self.reloaded["load_ms"],
+            "first_load_ms": self.opened["first_load_ms"],
+            "first_token_ms": median(first),
+            "first_token_ms_p90": percentile(first, 90),
+            "prefill_tokens_per_s": median(self.prefill_speeds()),
+            "prefill_tokens_per_s_range": _range(self.prefill_speeds()),
+            "decode_tokens_per_s": median(self.decode_speeds()),
+            "decode_tokens_per_s_range": _range(self.decode_speeds()),
+            "decode_ms_per_token": median(steps),
+            "decode_ms_per_token_p90": percentile(steps, 90),
+            "peak_rss_bytes": peak,
+            "model_rss_bytes": max(peak - self.opened["rss_before_load_bytes"], 0),
+        }
+
+
+def ratios(ours: Runs, theirs: Runs) -> dict[str, Any]:
+    """How many times faster ours is, turn by turn: both ran within the same moments."""
+    decode = [a / b for a, b in zip(ours.decode_speeds(), theirs.decode_speeds(), strict=True)]
+    prefill = [a / b for a, b in zip(ours.prefill_speeds(), theirs.prefill_speeds(), strict=True)]
+    return {
+        "decode": median(decode),
+        "decode_range": _range(decode),
+        "prefill": median(prefill),
+        "prefill_range": _range(prefill),
+    }
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The nearest-rank percentile: a value that was measured."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * share // 100)
+    return ordered[max(int(rank), 1) - 1]
+
+
+def _range(values: list[float]) -> list[float]:
+    return [min(values), max(values)]

@@ -1,0 +1,105 @@
+"""A child process that opens one exported model and times it: JSON lines in on stdin, JSON lines out on stdout.
+
+A process of its own gives each contender its own peak memory and lets a bench interleave several of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from mobileicsa.core.errors import MobileICSAError
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.io.machine import peak_memory
+from mobileicsa.program.backend import Session, find_backend
+from mobileicsa.program.generate import TokenRunner
+
+
+class Worker:
+    """Commands: open, then run as often as wanted, then reload."""
+
+    def open(
+        self,
+        folder: str,
+        backend: str,
+        spec: dict[str, Any],
+        target: dict[str, Any],
+        prefix_length: int,
+        dtype: str,
+        threads: int | None,
+    ) -> dict[str, Any]:
+        """Load the model for the first time, the runtime's own start and imports included."""
+        model, wanted = ModelSpec.from_json(spec), Target.from_mapping(target, "bench")
+        self.vocab = model.vocab_size
+        before = peak_memory()
+        self.load: Callable[[], Session] = lambda: find_backend(backend).open(
+            Path(folder), model, wanted, threads=threads
+        )
+        # Speed does not depend on what the prefix rows hold, only on how many there are.
+        rows = np.zeros((1, model.num_kv_heads, prefix_length, model.head_dim), dtype=dtype)
+        start = time.perf_counter()
+        self.runner = TokenRunner(self.load(), wanted, [rows] * (2 * model.num_layers), None)
+        return {"first_load_ms": _milliseconds(start), "rss_before_load_bytes": before}
+
+    def run(self, prompt_tokens: int, generate_tokens: int) -> dict[str, Any]:
+        """One prompt and the tokens behind it; every contender feeds the same ids."""
+        ids = [(7 * i + 3) % self.vocab for i in range(prompt_tokens + generate_tokens)]
+        self.runner.reset()
+        start = time.perf_counter()
+        self.runner.prefill(ids[:prompt_tokens], last_only=True)[0].argmax()
+        first_token_ms = _milliseconds(start)
+        steps = []
+        for token in ids[prompt_tokens:]:
+            start = time.perf_counter()
+            self.runner.decode(token).argmax()
+            steps.append(_milliseconds(start))
+        return {"first_token_ms": first_token_ms, "step_ms": steps, "peak_rss_bytes": peak_memory()}
+
+    def reload(self) -> dict[str, Any]:
+        """Load again with the runtime already started: what a running app waits for. Ends the runs."""
+        self.runner.session.close()
+        start = time.perf_counter()
+        session = self.load()
+        load_ms = _milliseconds(start)
+        session.close()
+        return {"load_ms": load_ms}
+
+
+def _milliseconds(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
+
+
+def serve(lines: Iterable[str], out: TextIO) -> None:
+    worker = Worker()
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "open": worker.open,
+        "run": worker.run,
+        "reload": worker.reload,
+    }
+    for line in lines:
+        request = json.loads(line)
+        try:
+            answer = commands[request.pop("command")](**request)
+        except MobileICSAError as error:
+            answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+
+def main() -> None:
+    # Runtimes print to stdout; keep it for the answers alone.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
