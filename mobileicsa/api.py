@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact.build import build, export_artifact
-from mobileicsa.artifact.plan_build import BuildOptions, plan_build
+from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
 from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.program.targets import find_target
@@ -29,7 +29,13 @@ def quantize(
 
     `options` are the further fields of `BuildOptions` (recipe, calibration, effort, targets, seed, resume, ...).
     """
-    plan = plan_build(BuildOptions(model=model, scheme=scheme, output=Path(output), **options))
+    if options.get("calibration") is not None:
+        options["calibration"] = Path(options["calibration"])
+    return build_from(plan_build(BuildOptions(model=model, scheme=scheme, output=Path(output), **options)), progress)
+
+
+def build_from(plan: BuildPlan, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out a checked plan; returns the report."""
     return build(plan, progress or Quiet(), _finish)
 
 

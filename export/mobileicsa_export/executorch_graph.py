@@ -104,7 +104,8 @@ def _attention_product(editor: ProgramEditor, node: fx.Node) -> None:
         a = editor.call(aten.view.default, left, [count, rows, inner])
         folded = [editor.call(aten.view.default, p, [count, *shape(p)[-2:]]) for p in parts]
         if turned:
-            y = _join([_scores(editor, a, keys) for keys in folded], editor)
+            columns = [editor.call(aten.transpose.int, keys, 1, 2) for keys in folded]
+            y = _join([editor.call(aten.bmm.default, a, keys) for keys in columns], editor)
         else:
             y, start = None, 0
             for values in folded:
@@ -124,14 +125,6 @@ def _swaps_last_two(node: fx.Node) -> bool:
     assert isinstance(second, int)
     rank = len(shape(node))
     return {first % rank, second % rank} == {rank - 2, rank - 1}
-
-
-def _scores(editor: ProgramEditor, queries: fx.Node, keys: fx.Node) -> fx.Node:
-    """queries (n, rows, d) times keys (n, slots, d); the smaller of the two is transposed and packed."""
-    if shape(queries)[1] < shape(keys)[1]:
-        turned = editor.call(aten.transpose.int, queries, 1, 2)
-        return editor.call(aten.transpose.int, editor.call(aten.bmm.default, keys, turned), 1, 2)
-    return editor.call(aten.bmm.default, queries, editor.call(aten.transpose.int, keys, 1, 2))
 
 
 def _join(parts: list[fx.Node], editor: ProgramEditor) -> fx.Node:

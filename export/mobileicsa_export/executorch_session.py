@@ -55,8 +55,9 @@ class ExecutorchSession:
             torch.tensor([position]),
             *(torch.from_numpy(np.ascontiguousarray(array)) for array in cache),
         )
-        logits, *rows = self._methods[method].execute(arguments)
-        return logits.numpy(), [row.numpy() for row in rows]
+        # Copied by numpy: PyTorch would copy the logits with threads that go on spinning, on cores the next call needs.
+        logits, *rows = self._methods[method]._method(arguments, clone_outputs=False)
+        return logits.numpy().copy(), [row.numpy().copy() for row in rows]
 
     def close(self) -> None:
         self._methods = {}

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from mobileicsa_export.onnx_exact import multiply_before_rounding, widen
+
 CONTRIB = "com.microsoft"
 EIGHT_BIT = (ir.DataType.INT8, ir.DataType.UINT8)
 
@@ -31,17 +33,22 @@ class Kernels:
     mixed_sign_exact: bool
 
 
-def lower(model: ir.Model, kernels: Kernels) -> None:
-    """Rewrite in place."""
+def lower(model: ir.Model, kernels: Kernels, *, exact: bool = False) -> None:
+    """Rewrite in place. `exact`: every product sums integers and is scaled once, all else is float64; slower."""
     graph = model.graph
     if kernels.unsigned:
         _make_unsigned(graph)
     for node in list(graph):
-        if node.op_type == "MatMul" and not _integer_product(graph, node, kernels):
+        if node.op_type == "MatMul" and not _integer_product(graph, node, kernels, exact):
             _product_with_transposed(graph, node)
-    for node in list(graph):
-        if node.op_type == "Reciprocal":
-            _rms_norm(graph, node)
+    if exact:
+        _drop_unused(graph)
+        widen(graph)
+        multiply_before_rounding(graph)
+    else:
+        for node in list(graph):
+            if node.op_type == "Reciprocal":
+                _rms_norm(graph, node)
     model.opset_imports[CONTRIB] = 1
     _drop_unused(graph)
     for node in graph:
@@ -83,7 +90,7 @@ def _reaches_output(value: ir.Value) -> bool:
     )
 
 
-def _integer_product(graph: ir.Graph, node: ir.Node, kernels: Kernels) -> bool:
+def _integer_product(graph: ir.Graph, node: ir.Node, kernels: Kernels, exact: bool) -> bool:
     """DQ(activation) x DQ(weight) -> Q of the same type: QLinearMatMul; -> anything else: MatMulIntegerToFloat."""
     left, right = _producer(node.inputs[0], "DequantizeLinear"), _producer(node.inputs[1], "DequantizeLinear")
     if left is None or right is None or not _is_constant(right.inputs[0]):
@@ -93,7 +100,7 @@ def _integer_product(graph: ir.Graph, node: ir.Node, kernels: Kernels) -> bool:
         return False
     a, b = list(left.inputs), list(right.inputs)
     quantize = _only_consumer(node.outputs[0], "QuantizeLinear")
-    if quantize is not None and quantize.inputs[2].dtype == kind and kernels.mixed_sign_exact:
+    if quantize is not None and quantize.inputs[2].dtype == kind and kernels.mixed_sign_exact and not exact:
         fused = ir.node("QLinearMatMul", [*a, *b, *quantize.inputs[1:]], name=node.name)
         _put(graph, quantize, fused)
         graph.remove(node, safe=True)
@@ -116,6 +123,7 @@ def _product_with_transposed(graph: ir.Graph, node: ir.Node) -> None:
     keys = turn.inputs[0]
     if right is not None:
         real = ir.node("DequantizeLinear", [keys, *right.inputs[1:]], name=right.name)
+        real.outputs[0].dtype = ir.DataType.FLOAT
         graph.insert_before(node, real)
         keys = real.outputs[0]
     fused = ir.node("FusedMatMul", [node.inputs[0], keys], {"transB": 1}, domain=CONTRIB, name=node.name)

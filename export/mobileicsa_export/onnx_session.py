@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,9 @@ from mobileicsa_export.onnx import METADATA_KEYS, MODEL_FILES
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_lowering import Kernels, lower
 
+# fast: integer kernels, the rest in float32; exact: the simulator's integers, slower; as_written: every node of the
+# file by itself, without any optimisation.
+Numerics = Literal["fast", "exact", "as_written"]
 X86 = ("x86_64", "amd64", "x86", "i386", "i686")
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -52,16 +56,16 @@ def session_options(folder: Path, kernels: Kernels, *, threads: int | None, opti
     return options
 
 
-def start(path: Path, *, threads: int | None, optimise: bool, profile: Path | None = None) -> ort.InferenceSession:
-    """Check and load one model. `optimise=False` runs every node as written; `profile` is a file name prefix."""
+def start(path: Path, *, threads: int | None, numerics: Numerics, profile: Path | None = None) -> ort.InferenceSession:
+    """Check and load one model; `profile` is a file name prefix."""
     model = load_graph(path)
     kernels = host_kernels()
-    options = session_options(path.parent, kernels, threads=threads, optimise=optimise)
+    options = session_options(path.parent, kernels, threads=threads, optimise=numerics != "as_written")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        if optimise:
-            lower(model, kernels)
+        if numerics != "as_written":
+            lower(model, kernels, exact=numerics == "exact")
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise VerificationError(f"{path}: ONNX Runtime cannot load it: {error}") from error
@@ -70,11 +74,13 @@ def start(path: Path, *, threads: int | None, optimise: bool, profile: Path | No
 class OnnxSession:
     """Both methods of an artifact folder. Inputs are read in place; the rows are ONNX Runtime's own buffers."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None, optimise: bool = True) -> None:
+    def __init__(
+        self, folder: Path, spec: ModelSpec, *, threads: int | None = None, numerics: Numerics = "fast"
+    ) -> None:
         self._names = input_names(spec)
         self._sessions: dict[str, ort.InferenceSession] = {}
         for method, file in MODEL_FILES.items():
-            session = start(folder / file, threads=threads, optimise=optimise)
+            session = start(folder / file, threads=threads, numerics=numerics)
             _check_identity(folder / file, session, spec, method)
             self._sessions[method] = session
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,15 @@ from mobileicsa.artifact.golden import record, record_greedy
 from mobileicsa.artifact.manifest import write_manifest
 from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
 from mobileicsa.artifact.plan_build import BuildPlan
-from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.artifact.tokenizer import Tokenizer, open_tokenizer
 from mobileicsa.calibrate.generated import generate_windows
 from mobileicsa.calibrate.text import make_windows
-from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.machine import peak_memory
+from mobileicsa.io.paths import check_output
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights, load_decoder
 from mobileicsa.program.backend import find_backend
@@ -34,6 +37,8 @@ from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.quantize.pipeline import Progress, Result, quantize_model
 
 Finish = Callable[[Path], None]
+
+log = logging.getLogger(__name__)
 
 
 def build(plan: BuildPlan, progress: Progress, finish: Finish) -> dict[str, Any]:
@@ -50,6 +55,8 @@ def build(plan: BuildPlan, progress: Progress, finish: Finish) -> dict[str, Any]
             report = _Build(plan, staging, progress).run()
             staging.write_json(layout.REPORT, report)
             finish(staging.folder)
+            # Weights that changed on the way would make an artifact of no model at all.
+            plan.checkpoint.tensors.check_unchanged()
             write_manifest(staging.folder, _manifest_facts(plan))
             staging.commit(overwrite=options.overwrite)
     return report
@@ -79,14 +86,10 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
+        # Left by a run that was killed in its last step; files change from here on.
+        self.staging.path(layout.MANIFEST).unlink(missing_ok=True)
         self._timed("tokenizer", lambda: plan.checkpoint.write_tokenizer(self.staging.folder))
-        tokenizer = Tokenizer(self.staging.folder)
-        if tokenizer.vocab_size > plan.spec.vocab_size:
-            raise InputError(
-                f"{plan.checkpoint.source_name}: tokenizer has {tokenizer.vocab_size} tokens, the embedding "
-                f"{plan.spec.vocab_size} rows",
-                hint="the tokenizer belongs to another model",
-            )
+        tokenizer = open_tokenizer(self.staging.folder, plan.spec, plan.checkpoint.source_name)
         windows, calibration = self._timed("calibration text", lambda: self._calibration(tokenizer))
         result: Result = self._timed("quantise", lambda: self._quantize(windows))
         self._write_model(result)
@@ -104,7 +107,9 @@ class _Build:
 
     def _calibration(self, tokenizer: Tokenizer) -> tuple[Tensor, dict[str, Any]]:
         store, plan = self.staging.stages, self.plan
-        if not store.done("calibration", plan.run_id):
+        # The tokenizer is not part of the checkpoint's identity.
+        inputs = sha256_bytes(f"{plan.run_id} {sha256_file(self.staging.folder / layout.TOKENIZER)}".encode())
+        if not store.done("calibration", inputs):
             amount = plan.recipe.calibration
             if plan.calibration_text is None:
                 tick = self.progress.step("calibration text", amount.length)
@@ -125,8 +130,10 @@ class _Build:
             # The file's name and text stay out of the artifact: only its hash and counts go in.
             data = {"source": source, "sha256": digest, "note": note, "seed": plan.options.seed}
             data |= {"windows": windows.shape[0], "length": windows.shape[1] + 1, "tokens": windows.numel()}
-            store.save("calibration", plan.run_id, {"windows": windows}, data)
+            store.save("calibration", inputs, {"windows": windows}, data)
         tensors, data = store.load("calibration")
+        if data["note"]:
+            log.warning("calibration text: %s", data["note"])
         return tensors["windows"], data
 
     def _quantize(self, windows: Tensor) -> Result:
@@ -156,11 +163,12 @@ class _Build:
                 stage = f"export-{target.name}-{name}"
                 facts = self._finished_export(stage, subfolder)
                 if facts is None:
+                    # A killed run may have left files here that the exporter does not replace.
+                    shutil.rmtree(self.staging.folder / subfolder, ignore_errors=True)
                     decoder = decoder or build_decoder(model, primitive=target.nonlinear == "primitive")
                     tick = self.progress.step(f"write {name} for {target.name}", 1)
-                    facts = self._timed(
-                        stage, lambda d=decoder, t=target, n=name, s=subfolder: self._write_backend(d, t, n, s, model.plan)
-                    )
+                    write = partial(write_backend, decoder, target, name, self.staging.folder / subfolder, model.plan)
+                    facts = self._timed(stage, write)
                     tick()
                     self.staging.stages.save(stage, self.plan.run_id, {}, facts)
                 exported.setdefault(target.name, {})[name] = {
@@ -181,9 +189,6 @@ class _Build:
                 return None
         return facts
 
-    def _write_backend(self, decoder: Any, target: Target, name: str, subfolder: str, plan: QuantPlan) -> dict[str, Any]:
-        return write_backend(decoder, target, name, self.staging.folder / subfolder, plan)
-
     def _write_rest(self, result: Result) -> None:
         plan = self.plan
         config = {
@@ -201,11 +206,9 @@ class _Build:
         self.staging.write_bytes(layout.RECIPE, text.encode())
 
     def _golden(self) -> None:
-        # A provisional manifest lets the simulator open the folder exactly as a user will.
-        write_manifest(self.staging.folder, _manifest_facts(self.plan))
         tick = self.progress.step("golden vectors", 2)
-        simulator = QuantizedModel.from_pretrained(self.staging.folder, backend=SIMULATOR)
-        (self.staging.folder / layout.MANIFEST).unlink()
+        # Read back from the files, as a user's runs will be.
+        simulator = QuantizedModel.unfinished(self.staging.folder, self.plan.targets[0])
         self.staging.write_tensors(layout.GOLDEN, record(simulator))
         tick()
         self.staging.write_json(layout.GREEDY, {"prompts": record_greedy(simulator)})
@@ -250,6 +253,7 @@ class _Build:
             },
             "stages": self.stages,
             "unread_tensors": plan.unread_tensors,
+            "notes": plan.notes,
             "torch_version": torch.__version__,
         }
 
@@ -279,10 +283,8 @@ def write_backend(decoder: Any, target: Target, name: str, folder: Path, plan: Q
 
 def export_artifact(folder: Path, target: Target, output: Path, progress: Progress) -> dict[str, Any]:
     """Write a finished artifact's program for another target into a new folder `output`; returns its facts."""
-    model = QuantizedModel.from_pretrained(folder, backend=SIMULATOR)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: exists", hint="choose a new folder")
-    frozen = model.frozen
+    check_output(output, folder, overwrite=False)
+    frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
     decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
     result: dict[str, Any] = {"target": target.name, "backends": {}}
     with OutputLock(output), Staging(output, "export" + sha256_bytes(repr(target).encode())[:10]) as staging:

@@ -29,7 +29,7 @@ DECODE_CALLS = 7
 
 
 def record(simulator: QuantizedModel) -> dict[str, Tensor]:
-    """Golden calls of the simulator: `CONVERSATIONS` prompts, each prefilled (padded as real ones are) and continued."""
+    """Golden calls of the simulator: `CONVERSATIONS` prompts, each prefilled (padded as real ones) and continued."""
     runner, plan = simulator.runner, simulator.plan
     tensors: dict[str, Tensor] = {}
     calls = 0
@@ -129,7 +129,7 @@ def record_greedy(simulator: QuantizedModel) -> list[dict[str, Any]]:
 
 
 def compare_greedy(model: QuantizedModel, expected: list[dict[str, Any]]) -> dict[str, Any]:
-    """Token-by-token agreement with the recorded continuations; tokens after the first difference count as different."""
+    """Token-by-token agreement with the recorded texts; tokens after the first difference count as different."""
     same = total = identical = 0
     rows = []
     for row in expected:

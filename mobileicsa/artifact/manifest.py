@@ -14,6 +14,8 @@ from mobileicsa.io.paths import inside
 ARTIFACT_FORMAT = 1
 # Files rewritten by eval, bench and report after the build: their hashes would go stale by design.
 MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD)
+# A manifest that forgot one of these would leave it unchecked.
+REQUIRED = (layout.CONFIG, layout.PLAN, layout.WEIGHTS, layout.TOKENIZER, layout.GOLDEN, layout.GREEDY)
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -39,10 +41,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise VerificationError(f"{error.message} (the manifest is damaged)", hint=error.hint) from error
     version = manifest.get("format")
-    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
-        raise VerificationError(f"{path}: field format or files is missing or malformed")
-    if version > ARTIFACT_FORMAT:
+    if type(version) is int and version > ARTIFACT_FORMAT:
         raise InputError(f"{path}: artifact format {version}", hint="this artifact needs a newer mobileicsa")
+    if version != ARTIFACT_FORMAT:
+        raise VerificationError(f"{path}: field format is {version!r}, expected {ARTIFACT_FORMAT}")
+    for field in ("files", "targets"):
+        if not isinstance(manifest.get(field), dict):
+            raise VerificationError(f"{path}: field {field} is missing or malformed")
+    default = manifest.get("default_target")
+    target = manifest["targets"].get(default) if isinstance(default, str) else None
+    if not isinstance(target, dict) or not isinstance(target.get("backends"), list):
+        raise VerificationError(f"{path}: field default_target or its target is missing or malformed")
+    for name in REQUIRED:
+        if name not in manifest["files"]:
+            raise VerificationError(f"{path}: field files does not list {name}")
     return manifest
 
 
@@ -71,6 +83,8 @@ def check_files(folder: Path, manifest: dict[str, Any], *, only: str = "") -> li
 def require_files(folder: Path, manifest: dict[str, Any], only: str) -> None:
     """VerificationError naming the first damaged file below `only`."""
     problems = check_files(folder, manifest, only=only)
+    if not any(name.startswith(only) for name in manifest["files"]):
+        problems = [f"{only}: not listed in {layout.MANIFEST}"]
     if problems:
         raise VerificationError(
             f"{folder}: {problems[0]}", hint="the artifact is damaged: copy it again or make it anew"

@@ -158,11 +158,17 @@ class QuantizedModel(_Generates):
         manifest = read_manifest(folder)
         for name in (layout.PLAN, layout.WEIGHTS, layout.TOKENIZER):
             require_files(folder, manifest, name)
-        plan = QuantPlan.from_json(read_json(folder / layout.PLAN, max_bytes=layout.MAX_JSON_BYTES), layout.PLAN)
-        chosen = target_of(manifest, target)
-        model = cls(folder, plan, chosen, manifest, backend)
-        frozen = FrozenModel(plan, read_tensors(folder / layout.WEIGHTS))
+        frozen = read_frozen(folder)
+        model = cls(folder, frozen.plan, target_of(manifest, target), manifest, backend)
         model._open(frozen, threads)
+        return model
+
+    @classmethod
+    def unfinished(cls, folder: Path, target: Target) -> QuantizedModel:
+        """The simulator over an artifact in the making, which has no manifest yet."""
+        frozen = read_frozen(folder)
+        model = cls(folder, frozen.plan, target, {}, SIMULATOR)
+        model._open(frozen, None)
         return model
 
     def _open(self, frozen: FrozenModel, threads: int | None) -> None:
@@ -203,7 +209,7 @@ class QuantizedModel(_Generates):
         fed = ids if self.prefixed or self.bos_id is None else [self.bos_id, *ids]
         if self.backend == SIMULATOR:
             past = self.prefix_rows if self.prefixed else None
-            rows = self.session.sequence_logits(torch.tensor([fed]), past)[0]
+            rows: Tensor = self.session.sequence_logits(torch.tensor([fed]), past)[0]
         else:
             self.runner.reset()
             rows = torch.from_numpy(self.runner.prefill(fed))
@@ -263,6 +269,12 @@ class FloatModel(_Generates):
         return rows[:-1]
 
 
+def read_frozen(folder: Path) -> FrozenModel:
+    """Plan and integers of an artifact folder, unchecked."""
+    plan = QuantPlan.from_json(read_json(folder / layout.PLAN, max_bytes=layout.MAX_JSON_BYTES), layout.PLAN)
+    return FrozenModel(plan, read_tensors(folder / layout.WEIGHTS))
+
+
 def target_of(manifest: dict[str, Any], name: str | None) -> Target:
     """The named target of an artifact, or its first."""
     targets: dict[str, Any] = manifest["targets"]
@@ -287,11 +299,6 @@ def load_model(name: str, backend: str | None = None, *, threads: int | None = N
             read_manifest(Path(name))
         raise UsageError(f"{name}: is not an artifact, --backend {backend} needs one", hint="quantize it first")
     return FloatModel.from_pretrained(name)
-
-
-def greedy_tokens(model: QuantizedModel, prompt: str, count: int) -> list[int]:
-    """`count` greedy tokens at most, for comparing back ends token by token."""
-    return model.generate(prompt, max_new_tokens=count).token_ids
 
 
 def integer_logits(logits: np.ndarray[Any, np.dtype[np.float32]], plan: QuantPlan) -> Tensor:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
 from mobileicsa.core.scheme import QuantScheme, find_scheme
@@ -28,6 +33,8 @@ INT32_MAX = 2**31 - 1
 BASE_MEMORY_BYTES = 900 << 20
 DEFAULT_RECIPE = "prefix"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -37,10 +44,10 @@ class BuildOptions:
     scheme: str
     output: Path
     recipe: str = DEFAULT_RECIPE
-    overrides: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
     calibration: Path | None = None
     effort: str = "default"
-    targets: tuple[str, ...] = (DEFAULT_TARGET,)
+    targets: Sequence[str] = (DEFAULT_TARGET,)
     seed: int = 0
     overwrite: bool = False
     resume: bool = False
@@ -105,12 +112,13 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: must lie between 0 and 2**63 - 1")
-    model_path = Path(options.model)
-    check_output(options.output, model_path if model_path.exists() else None, options.overwrite)
+    check_output(options.output, _local(options.model), options.overwrite)
     _check_backends(targets)
     text = None if options.calibration is None else read_text(options.calibration)
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
+    _check_tokenizer(checkpoint, spec)
+    recipe, notes = _fitting_recipe(recipe, spec)
     unread = check_tensors(spec, checkpoint.tensors)
     if unread and options.strict:
         raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
@@ -130,7 +138,36 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         memory_bytes=memory,
         disk_bytes=disk,
         run_id=_run_id(options, checkpoint, scheme, recipe, targets, text),
+        notes=notes,
     )
+
+
+def _local(model: str) -> Path | None:
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # no file name at all: open_checkpoint says so
+        return None
+
+
+def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """A folder's tokenizer now; a GGUF's takes seconds to convert, and its vocabulary is that of its embedding."""
+    if checkpoint.folder is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoint.write_tokenizer(Path(scratch))
+            open_tokenizer(Path(scratch), spec, checkpoint.source_name)
+
+
+def _fitting_recipe(recipe: Recipe, spec: ModelSpec) -> tuple[Recipe, list[str]]:
+    """The recipe with windows that fit the model's context behind the longest prefix, and a note if they were cut."""
+    longest = max(spec.max_context - recipe.prefix_tokens, 2)
+    length = recipe.calibration.length
+    if length <= longest:
+        return recipe, []
+    calibration = recipe.calibration.model_copy(update={"length": longest})
+    note = f"calibration.length {length} shortened to {longest}: the model's context is {spec.max_context}"
+    log.warning("%s", note)
+    return recipe.model_copy(update={"calibration": calibration}), [note]
 
 
 def _scaled(recipe: Recipe, effort: str) -> Recipe:
@@ -166,9 +203,7 @@ def _fitting(target: Target, spec: ModelSpec) -> Target:
     return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
 
 
-def _estimate(
-    spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tuple[Target, ...]
-) -> tuple[int, int]:
+def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tuple[Target, ...]) -> tuple[int, int]:
     """Peak memory and disk in bytes, from counts alone."""
     table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
     integers = spec.decoder_weight_count + table
@@ -211,6 +246,8 @@ def _run_id(
         recipe.model_dump(mode="json"),
         options.seed,
         [repr(target) for target in targets],
+        # Results of another version must not be mixed with ours.
+        [f"{package} {version(package)}" for package in ("mobileicsa", "torch")],
         None if text is None else sha256_bytes(text.encode()),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from mobileicsa.artifact import layout
 from mobileicsa.core.errors import InputError
+from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.json_file import read_json
 
 
@@ -56,6 +57,17 @@ class Tokenizer:
             return template.render(messages=list(messages), add_generation_prompt=True, **special)
         except TemplateError as error:
             raise InputError(f"chat template: {error}") from error
+
+
+def open_tokenizer(folder: Path, spec: ModelSpec, where: str) -> Tokenizer:
+    """The folder's tokenizer; InputError naming `where` if it has tokens that the model's embedding has not."""
+    tokenizer = Tokenizer(folder)
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise InputError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {spec.vocab_size} rows",
+            hint="the tokenizer belongs to another model",
+        )
+    return tokenizer
 
 
 def _content(value: Any) -> str:

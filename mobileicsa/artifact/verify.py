@@ -45,7 +45,7 @@ def verify(
     if unknown:
         raise InputError(f"--backend {unknown[0]}: not in this artifact; it has {', '.join(exported)}")
     golden = read_tensors(folder / layout.GOLDEN)
-    expected = read_json(folder / layout.GREEDY)["prompts"]
+    expected = read_json(folder / layout.GREEDY, max_bytes=layout.MAX_JSON_BYTES)["prompts"]
     chosen = [name for name in exported if only is None or name in only]
     for name in chosen:
         tick = progress.step(f"verify {name}", 1) if progress else lambda: None
@@ -54,7 +54,9 @@ def verify(
     result["ok"] = all(row.get("ok", True) for row in result["backends"].values())
     if all("skipped" in row for row in result["backends"].values()):
         result["ok"] = False
-        result["problems"].append("no back end could run: " + "; ".join(r["skipped"] for r in result["backends"].values()))
+        result["problems"].append(
+            "no back end could run: " + "; ".join(r["skipped"] for r in result["backends"].values())
+        )
     return result
 
 
@@ -66,9 +68,9 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
             return {"skipped": reason}
     try:
         model = QuantizedModel.from_pretrained(folder, backend=name)
+        row = replay(model, golden)
     except MobileICSAError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
-    row = replay(model, golden)
     needed = MIN_EQUAL_SHARE.get(name, MIN_EQUAL_SHARE_RUNTIME)
     row["ok"] = row["equal_share"] >= needed and row["top1_agreement"] >= MIN_TOP1_AGREEMENT
     row["needed_equal_share"] = needed

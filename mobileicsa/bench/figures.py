@@ -48,10 +48,10 @@ def ratios(ours: Runs, theirs: Runs) -> dict[str, Any]:
     decode = [a / b for a, b in zip(ours.decode_speeds(), theirs.decode_speeds(), strict=True)]
     prefill = [a / b for a, b in zip(ours.prefill_speeds(), theirs.prefill_speeds(), strict=True)]
     return {
-        "decode": median(decode),
-        "decode_range": _range(decode),
-        "prefill": median(prefill),
-        "prefill_range": _range(prefill),
+        "decode_tokens_per_s": median(decode),
+        "decode_tokens_per_s_range": _range(decode),
+        "prefill_tokens_per_s": median(prefill),
+        "prefill_tokens_per_s_range": _range(prefill),
     }
 
 

@@ -74,14 +74,11 @@ def _fill(decoder: Decoder, model: FrozenModel) -> None:
     plan, tensors = model.plan, model.tensors
     for name, module in list(decoder.named_modules()):
         if isinstance(module, Linear):
-            weight_name = f"{name}.weight"
-            if weight_name == "head.proj.weight" and plan.spec.tied_head:
-                weight_name = "embed.weight"
+            tied = name == "head.proj" and plan.spec.tied_head
+            weight_name = "embed.weight" if tied else f"{name}.weight"
             _set_value(module, "bias", tensors.get(f"{name}.bias"))
-            quant = QuantLinear(
-                module, tensors[weight_name], tensors[f"{weight_name}.scale"], plan.weights[weight_name]
-            )
-            _set_module(decoder, name, quant)
+            integers, scale = _integers(model, weight_name, module.weight)
+            _set_module(decoder, name, QuantLinear(module, integers, scale, plan.weights[weight_name]))
         elif isinstance(module, Norm):
             _set_value(module, "weight", tensors.get(f"{name}.weight"))
             _set_value(module, "bias", tensors.get(f"{name}.bias"))
@@ -89,7 +86,19 @@ def _fill(decoder: Decoder, model: FrozenModel) -> None:
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[key] = _constant_value(module, key)
-    decoder.embed = QuantEmbedding(decoder.embed, tensors["embed.weight"], tensors["embed.weight.scale"])
+    decoder.embed = QuantEmbedding(decoder.embed, *_integers(model, "embed.weight", decoder.embed.weight))
+
+
+def _integers(model: FrozenModel, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers and scales of one weight; SchemeError where they are missing or do not fit the model."""
+    if name not in model.plan.weights:
+        raise SchemeError(f"{name}: no encoding in the plan", hint="every weight must have one before freezing")
+    for key, shape in ((name, weight.shape), (f"{name}.scale", weight.shape[:1])):
+        found = model.tensors.get(key)
+        if found is None or found.shape != shape:
+            what = "is missing" if found is None else f"has shape {list(found.shape)}, not {list(shape)}"
+            raise SchemeError(f"{key}: {what} in the frozen tensors")
+    return model.tensors[name], model.tensors[f"{name}.scale"]
 
 
 def _constant_value(module: nn.Module, key: str) -> Tensor:

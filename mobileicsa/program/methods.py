@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
-from mobileicsa.models.decoder import MASKED, Decoder, LayerCache, rope_table
+from mobileicsa.models.decoder import MASKED, Decoder, DecoderLayer, LayerCache, rope_table
 
 
 class Method(nn.Module):
@@ -19,6 +19,9 @@ class Method(nn.Module):
     Outputs: logits (1, T, vocab) float32 on the logits grid; per layer the new rows (1, kv_heads, T, head_dim).
     The caller writes the new rows at slots position..position+T-1; rows of padding tokens are simply not written.
     """
+
+    offsets: Tensor
+    slots: Tensor
 
     def __init__(self, decoder: Decoder, *, length: int, context: int) -> None:
         super().__init__()
@@ -91,6 +94,6 @@ def export_method(decoder: Decoder, target: Target, name: str) -> ExportedProgra
 
 def decoder_cache_dtype(decoder: Decoder) -> torch.dtype:
     """int8 for a frozen decoder, float32 for the float model (whose edges store real values)."""
-    edge = decoder.layers[0].attn.k_out
-    stored: Tensor = edge.store(torch.zeros(1))
-    return stored.dtype
+    block = decoder.layers[0]
+    assert isinstance(block, DecoderLayer)
+    return block.attn.k_out.store(torch.zeros(1)).dtype

@@ -16,7 +16,6 @@ from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
 from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
 
-
 # The edge whose integers each linear reads, by the linear's attribute path inside its block; the first that exists.
 _READS = {
     "attn.q_proj": ("attn_norm.out", "attn_in"),

@@ -1,19 +1,51 @@
-"""`report.html` of an artifact, written from its `report.json`."""
+"""`report.html` and the model card of an artifact, written from its `report.json`."""
 
 from __future__ import annotations
 
-import html
-import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mobileicsa.artifact import layout
 from mobileicsa.io.atomic import write_bytes
 from mobileicsa.io.json_file import read_json
+from mobileicsa.report.card import model_card
+from mobileicsa.report.view import build_view
+
+TEMPLATE = "report.html.j2"
 
 
 def write_report(folder: Path) -> None:
-    """Write (again) the report page of an artifact folder from its report.json."""
+    """Write (again) the report page and the model card of an artifact folder from its report.json."""
     report = read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
-    body = html.escape(json.dumps(report, indent=1)[:100_000])
-    page = f"<!doctype html><meta charset=utf-8><title>mobileicsa</title><pre>{body}</pre>"
-    write_bytes(folder / layout.REPORT_PAGE, page.encode())
+    write_bytes(folder / layout.REPORT_PAGE, render(report).encode())
+    write_bytes(folder / layout.CARD, model_card(report).encode())
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page: one file, no script, nothing loaded from elsewhere."""
+    # Matplotlib takes a second to import, which only this page needs.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from mobileicsa.report import figures
+
+    drawings = {
+        "ranges": figures.range_figure(report["edges"]),
+        "sqnr": figures.sqnr_figure(report["edges"]),
+        "smoothing": figures.smoothing_figure(report["smoothing"]),
+        "prefix": figures.prefix_figure(report["prefix"]["trials"], report["prefix"]["ids"]),
+    }
+    environment = Environment(
+        loader=PackageLoader("mobileicsa.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        **build_view(report),
+        recipe_yaml=yaml.safe_dump(report["recipe"], sort_keys=False, width=96),
+        figures={name: None if svg is None else Markup(svg) for name, svg in drawings.items()},
+    )

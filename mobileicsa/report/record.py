@@ -1,4 +1,4 @@
-"""Keep what eval, bench and verify measured in the artifact's report.json, and write its page and card again."""
+"""What is measured after the build goes into the artifact's report.json, and its page is written again."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.report.html import write_report
 
 
-def record_evaluation(folder: Path, result: dict[str, Any], text_name: str) -> None:
-    """Keep the newest perplexity of each back end; `text_name` is the text file's name without its folder."""
+def record(folder: Path, section: str, value: dict[str, Any]) -> None:
+    """Put `value` into `section` ("verification", "bench") of the report."""
     report = _read(folder)
-    rows = {**report.get("evaluation", {}), result["backend"]: {**result, "text_name": text_name}}
-    _write(folder, {**report, "evaluation": rows})
+    _write(folder, {**report, section: value})
 
 
-def record_bench(folder: Path, result: dict[str, Any]) -> None:
-    """Keep the newest bench of each back end."""
+def record_evaluation(folder: Path, text_name: str, result: dict[str, Any]) -> None:
+    """Add a row for one back end; rows of another text or other windows are not comparable and make room."""
     report = _read(folder)
-    rows = {**report.get("bench", {}).get("backends", {}), **result["backends"]}
-    _write(folder, {**report, "bench": {**result, "backends": rows}})
-
-
-def record_verification(folder: Path, result: dict[str, Any]) -> None:
-    _write(folder, {**_read(folder), "verification": result})
+    terms = {"text": text_name, "sha256": result["text_sha256"]}
+    terms |= {name: result[name] for name in ("window", "stride", "tokens", "bos")}
+    before = report.get("evaluation") or {}
+    rows = before.get("rows", []) if {name: before.get(name) for name in terms} == terms else []
+    row = {
+        "backend": result["backend"],
+        "perplexity": result["perplexity"],
+        "kl_to_float": result.get("kl_to_reference"),
+        "top1_agreement": result.get("top1_agreement"),
+    }
+    kept = [other for other in rows if other["backend"] != row["backend"]]
+    if "reference_perplexity" in result:
+        kept = [other for other in kept if other["backend"] != "float"]
+        kept.insert(0, {"backend": "float", "perplexity": result["reference_perplexity"]})
+    _write(folder, {**report, "evaluation": {**terms, "rows": [*kept, row]}})
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
+    report: dict[str, Any] = read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
+    return report
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:

@@ -67,8 +67,8 @@ def test_a_decode_step_reads_the_weights_file_and_the_cache(result: dict[str, An
 
 
 def test_ratios_compare_turns_that_ran_beside_each_other(result: dict[str, Any]) -> None:
-    low, high = result["backends"]["onnx"]["ratio_to_float32"]["decode_range"]
-    assert 0 < low <= result["ratio_to_float32"]["decode"] <= high
+    low, high = result["backends"]["onnx"]["ratio_to_float32"]["decode_tokens_per_s_range"]
+    assert 0 < low <= result["ratio_to_float32"]["decode_tokens_per_s"] <= high
 
 
 def made(first_token_ms: float, *step_ms: float) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def test_figures_are_medians_over_runs() -> None:
     assert summary["decode_ms_per_token_p90"] == 30
     assert summary["model_rss_bytes"] == 6
     slower = Runs(opened=runs.opened, prompt_tokens=64, turns=[made(200, 20), made(200, 40), made(800, 20)])
-    assert ratios(runs, slower)["decode"] == 2
-    assert ratios(runs, slower)["prefill_range"] == [1, 2]
+    assert ratios(runs, slower)["decode_tokens_per_s"] == 2
+    assert ratios(runs, slower)["prefill_tokens_per_s_range"] == [1, 2]
 
 
 def test_a_percentile_is_a_measured_value() -> None:

@@ -1,0 +1,95 @@
+"""`mobileicsa eval`: perplexity of a model or artifact, and its distance to the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import JsonFlag, ThreadsOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = """
+  mobileicsa eval --model smollm2-135m --text wiki.test.txt --max-windows 40
+  mobileicsa eval --model out --backend onnx --text wiki.test.txt --max-windows 40
+  mobileicsa eval --model out --text wiki.test.txt --reference smollm2-135m --json
+"""
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option("--model", help="Artifact folder, model folder, bundled name or hub id.", show_default=False)
+    ],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 .txt or .jsonl file to predict.", show_default=False)],
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="float for models; simulator (default), onnx or executorch for artifacts."),
+    ] = None,
+    window: Annotated[int, typer.Option("--window", help="Tokens in a window, BOS included.")] = 256,
+    max_windows: Annotated[int | None, typer.Option("--max-windows", help="Stop after so many windows.")] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="Step between windows; by default they do not overlap.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Float model to compare with: adds KL divergence and top-1 agreement."),
+    ] = None,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+) -> Answer:
+    """Perplexity on a text; every token counts once. BOS (or the artifact's prefix) starts each window."""
+    from mobileicsa.artifact.model import is_artifact, load_model
+    from mobileicsa.calibrate.text import read_text
+    from mobileicsa.evaluate import perplexity
+    from mobileicsa.report.record import record_evaluation
+
+    content = read_text(text)
+    with context.obj.progress() as progress:
+        tick = progress.step("open model", 1 if reference is None else 2)
+        loaded = load_model(model, backend, threads=threads)
+        tick()
+        compared = None
+        if reference is not None:
+            compared = load_model(reference, "float")
+            tick()
+        result = perplexity.evaluate(
+            loaded,
+            content,
+            window=window,
+            max_windows=max_windows,
+            stride=stride,
+            reference=compared,
+            progress=progress,
+        )
+    saved = save and is_artifact(model)
+    if saved:
+        record_evaluation(Path(model), text.name, result)
+    document = {"model": model, "text": text.name, **result}
+    return Answer(document=document, show=lambda console: _show(console, document, saved))
+
+
+def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
+    from mobileicsa.cli.tables import number, share, show_facts
+
+    windows = f"{result['windows']} windows of {result['window']} tokens"
+    bos = f"BOS {result['bos_token']!r} first" if result["bos"] else "no BOS"
+    ratio = result.get("ratio")
+    show_facts(
+        console,
+        [
+            ("model", f"{result['model']} on {result['backend']}"),
+            ("text", f"{result['text']}, {result['tokens']} tokens predicted in {windows}, {bos}"),
+            ("perplexity", number(result["perplexity"], 3)),
+            ("reference", None if ratio is None else f"{result['reference_perplexity']:.3f} (ratio {ratio:.4f})"),
+            ("KL to reference", number(result.get("kl_to_reference"), 5)),
+            ("top-1 agreement", share(result.get("top1_agreement"))),
+            ("note", result.get("note")),
+            ("saved", "report.json and report.html of the artifact" if saved else None),
+        ],
+    )

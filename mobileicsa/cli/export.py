@@ -1,0 +1,49 @@
+"""`mobileicsa export`: an artifact's program for another target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = """
+  mobileicsa targets
+  mobileicsa export out --target generic-npu --output out-npu
+"""
+
+
+def export(
+    context: typer.Context,
+    folder: ArtifactFolder,
+    target: Annotated[str, typer.Option("--target", help="What to write for; see `mobileicsa targets`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False)
+    ],
+    as_json: JsonFlag = False,
+) -> Answer:
+    """Write a finished artifact's program for another target; nothing is quantised again."""
+    from mobileicsa import api
+
+    with context.obj.progress() as progress:
+        made = api.export(folder, target, output, progress=progress)
+    document = {**made, "output": str(output)}
+    return Answer(document=document, show=lambda console: _show(console, document))
+
+
+def _show(console: Console, made: dict[str, Any]) -> None:
+    from mobileicsa.cli.tables import show_table, size
+
+    rows = [
+        (f"{backend}/{name}", size(file["bytes"]))
+        for backend, written in made["backends"].items()
+        for name, file in written["files"].items()
+    ]
+    show_table(console, ("file", "size"), rows)
+    console.print(f"\nwrote {made['output']} for {made['target']}", markup=False)

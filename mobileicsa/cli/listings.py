@@ -1,0 +1,48 @@
+"""`mobileicsa schemes` and `mobileicsa targets`: what can be asked for."""
+
+from __future__ import annotations
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import JsonFlag
+
+SCHEMES_EXAMPLES = """
+  mobileicsa schemes
+  mobileicsa schemes --json
+"""
+TARGETS_EXAMPLES = """
+  mobileicsa targets
+  mobileicsa quantize --model smollm2-135m --scheme w4a8 --output out --target generic-npu
+"""
+
+
+def schemes(context: typer.Context, as_json: JsonFlag = False) -> Answer:
+    """List the schemes: bits of weights and of each kind of activation."""
+    from mobileicsa.cli.tables import show_table
+    from mobileicsa.core.scheme import SCHEMES
+
+    document = {"schemes": [scheme.to_json() for scheme in SCHEMES.values()]}
+    rows = []
+    for scheme in SCHEMES.values():
+        kinds = scheme.activation_bits
+        by_bits = {bits: ", ".join(role for role, b in kinds.items() if b == bits) for bits in (8, 16)}
+        rows.append((scheme.name, by_bits[8], by_bits[16], scheme.weight_bits, scheme.embedding_bits))
+    columns = ("scheme", "8-bit activations", "16-bit activations", "weights", "embedding")
+    return Answer(document=document, show=lambda console: show_table(console, columns, rows, left=3))
+
+
+def targets(context: typer.Context, as_json: JsonFlag = False) -> Answer:
+    """List the targets: which files are written, and how."""
+    from dataclasses import asdict
+
+    from mobileicsa.cli.tables import show_table
+    from mobileicsa.program.targets import all_targets
+
+    found = [asdict(target) for target in all_targets().values()]
+    rows = [
+        (t["name"], ", ".join(t["backends"]), t["nonlinear"], t["int4_storage"], t["description"], t["context"])
+        for t in found
+    ]
+    columns = ("target", "back ends", "non-linear ops", "4-bit stored as", "description", "context")
+    return Answer(document={"targets": found}, show=lambda console: show_table(console, columns, rows, left=5))

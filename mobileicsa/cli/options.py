@@ -1,0 +1,18 @@
+"""Flags that several commands share, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, messages on standard error.")
+]
+ArtifactFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Artifact folder written by `mobileicsa quantize`.", show_default=False)
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of the runtime; by default it decides.")
+]

@@ -1,0 +1,183 @@
+"""`mobileicsa quantize`: a checkpoint becomes a verified-able artifact folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mobileicsa.artifact.plan_build import BuildPlan
+    from mobileicsa.cli.progress import Share
+
+EXAMPLES = """
+  mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out
+  mobileicsa quantize --model ./my-model --scheme w4a8 --output out --calibration text.txt
+  mobileicsa quantize --model ./my-model --scheme w8a8 --output out --dry-run
+  mobileicsa quantize --model ./my-model --scheme w8a8 --output out --recipe smoothquant alphas=[0.6]
+"""
+
+
+def quantize(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option("--model", help="Model folder, .gguf file, bundled name or hub id.", show_default=False)
+    ],
+    scheme: Annotated[str, typer.Option("--scheme", help="w8a8, w4a8 or w4a16; see `mobileicsa schemes`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, e.g. alphas=[0.6].")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe name or YAML file; see `mobileicsa recipes ls`.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="UTF-8 .txt or .jsonl; without it the model writes its own text."),
+    ] = None,
+    effort: Annotated[str | None, typer.Option("--effort", help="fast, default or best: amount of calibration.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="What to write for; repeatable; see `mobileicsa targets`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of self-generated calibration text.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the finished steps of an earlier run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output when done.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a warning would do.")] = False,
+    as_json: JsonFlag = False,
+) -> Answer:
+    """Quantise a model and write a self-contained artifact folder (.onnx, .pte, golden vectors, report)."""
+    screen = context.obj
+    from mobileicsa.api import build_from
+    from mobileicsa.artifact.plan_build import BuildOptions, plan_build
+
+    given: dict[str, Any] = {
+        "recipe": recipe,
+        "calibration": calibration,
+        "effort": effort,
+        "seed": seed,
+        "overrides": tuple(overrides) if overrides else None,
+        "targets": tuple(target) if target else None,
+    }
+    options = BuildOptions(
+        model=model,
+        scheme=scheme,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        strict=strict,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    plan = plan_build(options)
+    if dry_run:
+        document = plan.to_json()
+        return Answer(document=document, show=lambda console: _show_plan(console, document))
+    screen.note(_headline(plan))
+    with screen.progress(outline(plan)) as progress:
+        report = build_from(plan, progress)
+    document = {**report, "output": str(output)}
+    return Answer(document=document, show=lambda console: _show_report(console, document))
+
+
+def outline(plan: BuildPlan) -> list[Share]:
+    """Steps of a build and their usual parts of its time, measured on SmolLM2-135M and scaled by what they depend on."""
+    from mobileicsa.cli.progress import Share
+
+    tokens = plan.recipe.calibration.samples * plan.recipe.calibration.length / 8192
+    weights = plan.spec.decoder_weight_count / 106e6
+    steps = [Share("calibration text", 0.1 if plan.calibration_text is not None else 60.0 * weights)]
+    if plan.recipe.prefix_tokens:
+        steps.append(Share("sink prefix", 20.0 * weights))
+    layers = plan.spec.num_layers
+    smoothing = {"off": 1.0, "fixed": 1.5, "search": 5.0}[plan.recipe.smoothing]
+    steps += [Share(f"layer {i + 1}/{layers}", smoothing * weights * tokens * 30 / layers) for i in range(layers)]
+    for target in plan.targets:
+        steps += [Share(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
+    return [*steps, Share("golden vectors", 30.0 * weights)]
+
+
+def _headline(plan: BuildPlan) -> str:
+    from mobileicsa.cli.tables import size
+
+    facts = plan.to_json()
+    estimates = facts["estimates"]
+    return (
+        f"{facts['model']} ({facts['model_type']}, {facts['layers']} layers) to {plan.scheme.name}, recipe "
+        f"{plan.recipe.name}; needs about {size(estimates['peak_memory_bytes'])} of memory, "
+        f"{size(estimates['disk_bytes'])} of disk"
+    )
+
+
+def _show_plan(console: Console, plan: dict[str, Any]) -> None:
+    from mobileicsa.cli.tables import show_facts, show_list, size
+
+    estimates = plan["estimates"]
+    scheme = plan["scheme"]
+    widths = {bits: [r for r, b in scheme["activation_bits"].items() if b == bits] for bits in (8, 16)}
+    show_facts(
+        console,
+        [
+            ("model", f"{plan['model']} ({plan['model_type']}, {plan['layers']} layers)"),
+            ("scheme", scheme["name"]),
+            ("weights", f"int{scheme['weight_bits']}, embedding int{scheme['embedding_bits']}"),
+            *((f"int{bits}", ", ".join(roles)) for bits, roles in widths.items() if roles),
+            ("recipe", plan["recipe"]["name"]),
+            ("calibration", plan["calibration"]),
+            ("targets", ", ".join(f"{name} ({', '.join(used)})" for name, used in plan["targets"].items())),
+            ("output", plan["output"]),
+            ("memory", _of(estimates["peak_memory_bytes"], estimates["available_memory_bytes"], size)),
+            ("disk", _of(estimates["disk_bytes"], estimates["free_disk_bytes"], size)),
+            ("ignored", ", ".join(plan["ignored_config"]) or None),
+            ("not read", ", ".join(plan["unread_tensors"][:5]) or None),
+        ],
+    )
+    show_list(console, "steps", (f"{number}. {step}" for number, step in enumerate(plan["steps"], 1)))
+    for note in plan["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print("nothing was written (--dry-run)")
+
+
+def _of(needed: int, present: int, size: Any) -> str:
+    return f"about {size(needed)} of {size(present)} free"
+
+
+def _show_report(console: Console, report: dict[str, Any]) -> None:
+    from mobileicsa.cli.progress import duration
+    from mobileicsa.cli.tables import show_facts, show_table, size
+
+    model, prefix, calibration = report["model"], report["prefix"], report["calibration"]
+    output, float_bytes = report["output"], report["sizes"]["float_bytes"]
+    worst = min(report["edges"].items(), key=lambda item: item[1]["sqnr_db"], default=None)
+    stages = report["stages"]
+    show_facts(
+        console,
+        [
+            ("model", f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {size(float_bytes)} in float32"),
+            ("scheme", f"{report['scheme']}, recipe {report['recipe']['name']}"),
+            ("calibration", f"{calibration['tokens']} tokens, {calibration['source']}"),
+            ("", calibration["note"] or None),
+            ("prefix", " ".join(repr(text) for text in prefix["text"]) or None),
+            ("worst edge", None if worst is None else f"{worst[0]}, {worst[1]['sqnr_db']:.1f} dB"),
+            ("took", duration(sum(s["seconds"] for s in stages))),
+            ("peak memory", size(max(s["peak_rss_bytes"] for s in stages))),
+        ],
+    )
+    rows = []
+    for target, used in report["targets"].items():
+        for backend, made in used.items():
+            total = sum(made["files"].values())
+            rows.append((target, backend, ", ".join(made["files"]), size(total), f"{total / float_bytes:.2f}"))
+    console.print()
+    show_table(console, ("target", "back end", "files", "size", "of float32"), rows, left=3)
+    console.print(f"\nwrote {output}; next:", markup=False)
+    for verb in ("verify", "run", "eval"):
+        tail = {"verify": output, "run": f'{output} --prompt "Hello"', "eval": f"--model {output} --text FILE"}[verb]
+        console.print(f"  mobileicsa {verb} {tail}", markup=False, soft_wrap=True)

@@ -1,0 +1,24 @@
+"""`mobileicsa report`: the report page of an artifact, written again from report.json."""
+
+from __future__ import annotations
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag
+
+EXAMPLES = """
+  mobileicsa report out
+"""
+
+
+def report(context: typer.Context, folder: ArtifactFolder, as_json: JsonFlag = False) -> Answer:
+    """Write report.html again from report.json, after it was edited or by a newer version."""
+    from mobileicsa.artifact import layout
+    from mobileicsa.artifact.manifest import read_manifest
+    from mobileicsa.report.html import write_report
+
+    read_manifest(folder)
+    write_report(folder)
+    path = str(folder / layout.REPORT_PAGE)
+    return Answer(document={"report": path}, show=lambda console: console.print(f"wrote {path}", markup=False))

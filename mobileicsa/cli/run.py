@@ -1,0 +1,110 @@
+"""`mobileicsa run`: complete a prompt, or chat, on any back end of an artifact."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag, ThreadsOption
+from mobileicsa.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mobileicsa.artifact.model import FloatModel, QuantizedModel
+
+EXAMPLES = """
+  mobileicsa run out --prompt "The capital of France is"
+  mobileicsa run out --backend executorch --prompt "Once upon a time" --max-new-tokens 64
+  mobileicsa run out --chat
+  mobileicsa run out --backend onnx --prompt "Hello" --json
+"""
+
+
+def run(
+    context: typer.Context,
+    folder: ArtifactFolder,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="onnx, executorch or simulator (the default, slow but exact).")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, with --temperature above 0.")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Use the model's chat form; without --prompt ask again and again.")
+    ] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonFlag = False,
+) -> Answer:
+    """Generate text from an artifact, on the runtime that a phone would use or on the simulator."""
+    screen = context.obj
+    if prompt is None and (not chat or screen.json):
+        raise UsageError("Missing option '--prompt'", hint="give a text to continue, or talk to the model with --chat")
+    from mobileicsa.artifact.model import load_model
+
+    with screen.progress() as progress:
+        tick = progress.step(f"open {folder}", 1)
+        model = load_model(str(folder), backend, threads=threads)
+        tick()
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
+    if prompt is None:
+        return _talk(screen, model, options)
+    return _complete(screen, model, prompt, options)
+
+
+def _complete(screen: Any, model: QuantizedModel | FloatModel, prompt: str, options: dict[str, Any]) -> Answer:
+    stream = None if screen.json else _streamed(screen.out)
+    made = asdict(model.generate(prompt, on_text=stream, **options))
+    document = {"backend": model.backend, "prompt": prompt, **made}
+    return Answer(document=document, show=lambda console: console.print(f"\n\n{_speeds(made)}", style="dim"))
+
+
+def _talk(screen: Any, model: QuantizedModel | FloatModel, options: dict[str, Any]) -> Answer:
+    """A conversation; it ends at an empty line or the end of input."""
+    screen.note(f"talking to {model.name} on {model.backend}; an empty line ends")
+    messages: list[dict[str, str]] = []
+    while question := _ask(screen):
+        messages.append({"role": "user", "content": question})
+        made = asdict(model.generate(_fitting(screen, model, messages), on_text=_streamed(screen.out), **options))
+        messages.append({"role": "assistant", "content": made["text"]})
+        screen.out.print(f"\n{_speeds(made)}\n", style="dim")
+    return Answer(document={"backend": model.backend, "messages": messages}, show=lambda console: None)
+
+
+def _fitting(screen: Any, model: QuantizedModel | FloatModel, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of the conversation; the oldest question and answer are forgotten while it fills the context."""
+    ids = model.tokenizer.encode(model.tokenizer.chat(messages))
+    while len(ids) > model.max_window // 2 and len(messages) > 2:
+        del messages[:2]
+        screen.note("(the conversation is long: its oldest question and answer are forgotten)")
+        ids = model.tokenizer.encode(model.tokenizer.chat(messages))
+    return ids
+
+
+def _ask(screen: Any) -> str:
+    screen.err.print("> ", end="", style="bold")
+    try:
+        return input().strip()
+    except EOFError:
+        return ""
+
+
+def _streamed(console: Console) -> Any:
+    def show(text: str) -> None:
+        console.out(text, end="", highlight=False)
+        console.file.flush()
+
+    return show
+
+
+def _speeds(made: dict[str, Any]) -> str:
+    parts = [f"{len(made['token_ids'])} tokens", f"first after {made['first_token_ms']:.0f} ms"]
+    for name in ("prefill", "decode"):
+        speed = made[f"{name}_tokens_per_s"]
+        if speed is not None:
+            parts.append(f"{name} {speed:.1f} tokens/s")
+    return ", ".join(parts)

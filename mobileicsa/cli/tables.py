@@ -1,0 +1,61 @@
+"""How answers look to a person: plain grids and small tables, sizes in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
+    """Name and value side by side; rows whose value is None are left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            grid.add_row(name, Text(str(value)))
+    console.print(grid)
+
+
+def show_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:
+    """The first `left` columns are words, the others numbers; None is shown as a dash."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        words = index < left
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    console.print(table)
+
+
+def show_list(console: Console, title: str, lines: Iterable[str]) -> None:
+    console.print(Text(title, style="bold"))
+    for line in lines:
+        console.print(Text(f"  {line}"))
+
+
+def size(count: float | None) -> str | None:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    if count is None:
+        return None
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def share(part: float | None) -> str | None:
+    """Never rounded up to 100 %: 99.9997 % is not all."""
+    if part is None:
+        return None
+    return "100 %" if part == 1.0 else f"{min(part * 100, 99.999):.3f} %"
+
+
+def number(value: float | None, digits: int = 1) -> str | None:
+    return None if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,72 @@
+"""`mobileicsa verify`: are the files what the manifest says, and do the runtimes compute what the simulator did?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag
+from mobileicsa.core.errors import EnvironmentFault, VerificationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = """
+  mobileicsa verify out
+  mobileicsa verify out --backend onnx --no-greedy --json
+"""
+
+
+def verify(
+    context: typer.Context,
+    folder: ArtifactFolder,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="simulator, onnx or executorch; repeatable; default all.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")] = True,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    as_json: JsonFlag = False,
+) -> Answer:
+    """Check every file's hash and replay the golden vectors on each runtime. Exit code 5 where something differs."""
+    from mobileicsa.artifact import verify as artifact
+    from mobileicsa.report.record import record
+
+    with context.obj.progress() as progress:
+        result = artifact.verify(folder, only=backend or None, greedy=greedy, progress=progress)
+    if save and not result["problems"]:
+        record(folder, "verification", result)
+    code = 0 if result["ok"] else VerificationError.exit_code
+    skipped = [row for row in result["backends"].values() if "skipped" in row]
+    if skipped and len(skipped) == len(result["backends"]):
+        code = EnvironmentFault.exit_code
+    document = {"folder": str(folder), **result}
+    return Answer(document=document, show=lambda console: _show(console, document), exit_code=code)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    from mobileicsa.cli.tables import share, show_table
+
+    for problem in result["problems"]:
+        console.print(f"FAILED  {problem}", markup=False, style="bold red", soft_wrap=True)
+    columns = ("back end", "result", "equal integers", "largest step", "logits equal", "largest", "greedy tokens equal")
+    rows = []
+    for name, row in result["backends"].items():
+        if "skipped" in row:
+            rows.append((name, f"skipped: {row['skipped']}", *[None] * 5))
+        elif "error" in row:
+            rows.append((name, f"FAILED: {row['error']}", *[None] * 5))
+        else:
+            logits, greedy = row["logits"], row.get("greedy")
+            agreed = None if greedy is None else share(greedy["token_agreement"])
+            word = "ok" if row["ok"] else "FAILED"
+            rows.append(
+                (name, word, share(row["equal_share"]), row["max_steps"], share(logits["equal_share"]), logits["max_steps"])
+                + (agreed,)
+            )
+    if rows:
+        show_table(console, columns, rows, left=2)
+    good = result["ok"]
+    words = "verified" if good else "verification FAILED"
+    console.print(f"\n{result['folder']}: {words}", markup=False, style="bold green" if good else "bold red", soft_wrap=True)
