@@ -101,7 +101,7 @@ class OnnxSession:
 def _check_identity(path: Path, session: ort.InferenceSession, spec: ModelSpec, method: str) -> None:
     """A sound file of another model or method must not run; nor one cut where its last fields begin."""
     facts = session.get_modelmeta().custom_metadata_map
-    if not METADATA_KEYS <= set(facts):
+    if not set(facts) >= METADATA_KEYS:
         raise VerificationError(f"{path}: lacks its metadata {sorted(METADATA_KEYS - set(facts))}: is it whole?")
     if facts["method"] != method:
         raise VerificationError(f"{path}: holds the method {facts['method']}, expected {method}")

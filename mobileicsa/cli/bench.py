@@ -69,7 +69,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         if "float32" in row:
             rows.append((f"  {name} float32", *_cells(row["float32"])))
             ratio = row["ratio_to_float32"].get("decode_tokens_per_s")
-            rows.append(("  decode speed-up", None, None, None, None if ratio is None else f"{ratio:.2f} x", *[None] * 3))
+            rows.append(
+                ("  decode speed-up", None, None, None, None if ratio is None else f"{ratio:.2f} x", *[None] * 3)
+            )
     show_table(console, columns, rows)
     threads = "the runtime's default" if result["threads"] is None else str(result["threads"])
     cpu = result["environment"]["cpu"]

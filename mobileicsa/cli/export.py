@@ -24,7 +24,8 @@ def export(
     folder: ArtifactFolder,
     target: Annotated[str, typer.Option("--target", help="What to write for; see `mobileicsa targets`.")],
     output: Annotated[
-        Path, typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False)
+        Path,
+        typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False),
     ],
     as_json: JsonFlag = False,
 ) -> Answer:

@@ -35,9 +35,7 @@ class Failure:
     exit_code: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "error": {"type": self.kind, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
-        }
+        return {"error": {"type": self.kind, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}}
 
 
 def failure_of(error: BaseException) -> Failure:

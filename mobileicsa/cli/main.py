@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
-from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, quantize, recipes, report, run, verify
-from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.failure import PIPE_CLOSED, Terminated, failure_of
+from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, quantize, report, run, verify
+from mobileicsa.cli.failure import PIPE_CLOSED, Terminated
 from mobileicsa.cli.screen import Screen
 
 DEBUG = "--debug"
@@ -30,7 +25,9 @@ def execute(arguments: Sequence[str]) -> int:
     screen = Screen(json="--json" in options, debug=DEBUG in options)
     try:
         with _sigterm_raises():
-            code = build_app()(args=_without_debug(arguments), prog_name="mobileicsa", standalone_mode=False, obj=screen)
+            code = build_app()(
+                args=_without_debug(arguments), prog_name="mobileicsa", standalone_mode=False, obj=screen
+            )
         return int(code or 0)
     except BrokenPipeError:
         screen.streams.abandon_output()
@@ -68,9 +65,72 @@ def build_app() -> typer.Typer:
         listings.schemes,
         listings.targets,
     ):
-        app.command(_verb(command), epilog=command.__doc__ and None)(answering(command))
+        app.command(_verb(command), epilog=_examples(command))(answering(command))
+    shelf = typer.Typer(help="List, show and copy the bundled recipes.", no_args_is_help=True, rich_markup_mode=None)
+    for command in (recipes.ls, recipes.show, recipes.cp):
+        shelf.command(command.__name__)(answering(command))
+    app.add_typer(shelf, name="recipes")
     return app
+
+
+def _examples(command: Callable[..., Any]) -> str | None:
+    examples = getattr(sys.modules[command.__module__], "EXAMPLES", None)
+    return None if examples is None else "Examples:\n\b" + examples
 
 
 def _verb(command: Callable[..., Any]) -> str:
     return "eval" if command.__name__ == "evaluate" else command.__name__
+
+
+def answering(command: Callable[..., Answer]) -> Callable[..., int]:
+    """The command, with its answer printed and its exit code returned."""
+
+    @functools.wraps(command)
+    def wrapped(context: typer.Context, *args: Any, **kwargs: Any) -> int:
+        screen: Screen = context.obj
+        with screen.working():
+            answer = command(context, *args, **kwargs)
+        screen.emit(answer)
+        return answer.exit_code
+
+    return wrapped
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        sys.stdout.write(f"mobileicsa {installed('mobileicsa')}\n")
+        raise typer.Exit
+
+
+def _fail(screen: Screen, error: BaseException) -> int:
+    failure = failure_of(error)
+    if screen.debug:
+        traceback.print_exception(error)
+    screen.note(f"error: {failure.message}" + (f"\n  hint: {failure.hint}" if failure.hint else ""))
+    if screen.json:
+        screen.emit_json(failure.to_json())
+    return failure.exit_code
+
+
+def _before_separator(arguments: Sequence[str]) -> Sequence[str]:
+    return arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+
+
+def _without_debug(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if argument != DEBUG]
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

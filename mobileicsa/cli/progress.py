@@ -129,7 +129,9 @@ class Bars:
         if self._task is not None:
             self._progress.remove_task(self._task)
             seconds = self._clock.elapsed_s - self._step_started
-            self._progress.console.print(f"  {self._title}  {seconds:.1f} s", markup=False, highlight=False, style="dim")
+            self._progress.console.print(
+                f"  {self._title}  {seconds:.1f} s", markup=False, highlight=False, style="dim"
+            )
             self._task = None
 
 

@@ -31,7 +31,8 @@ def quantize(
     ],
     scheme: Annotated[str, typer.Option("--scheme", help="w8a8, w4a8 or w4a16; see `mobileicsa schemes`.")],
     output: Annotated[
-        Path, typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False)
+        Path,
+        typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, e.g. alphas=[0.6].")
@@ -43,12 +44,16 @@ def quantize(
         Path | None,
         typer.Option("--calibration", help="UTF-8 .txt or .jsonl; without it the model writes its own text."),
     ] = None,
-    effort: Annotated[str | None, typer.Option("--effort", help="fast, default or best: amount of calibration.")] = None,
+    effort: Annotated[
+        str | None, typer.Option("--effort", help="fast, default or best: amount of calibration.")
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", help="What to write for; repeatable; see `mobileicsa targets`.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of self-generated calibration text.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the finished steps of an earlier run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output when done.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a warning would do.")] = False,
@@ -160,7 +165,10 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
     show_facts(
         console,
         [
-            ("model", f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {size(float_bytes)} in float32"),
+            (
+                "model",
+                f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {size(float_bytes)} in float32",
+            ),
             ("scheme", f"{report['scheme']}, recipe {report['recipe']['name']}"),
             ("calibration", f"{calibration['tokens']} tokens, {calibration['source']}"),
             ("", calibration["note"] or None),

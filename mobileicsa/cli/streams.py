@@ -64,7 +64,11 @@ def _duplicate(descriptor: int, like: TextIO | None) -> TextIO:
     """A text stream of its own on the same place; characters that its encoding lacks become "?", never an error."""
     encoding = (like.encoding if like is not None else None) or "utf-8"
     return io.TextIOWrapper(
-        os.fdopen(os.dup(descriptor), "wb"), encoding=encoding, errors="replace", line_buffering=True, write_through=True
+        os.fdopen(os.dup(descriptor), "wb"),
+        encoding=encoding,
+        errors="replace",
+        line_buffering=True,
+        write_through=True,
     )
 
 

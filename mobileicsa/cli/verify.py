@@ -25,7 +25,9 @@ def verify(
     backend: Annotated[
         list[str] | None, typer.Option("--backend", help="simulator, onnx or executorch; repeatable; default all.")
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")] = True,
+    greedy: Annotated[
+        bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")
+    ] = True,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -62,11 +64,20 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             agreed = None if greedy is None else share(greedy["token_agreement"])
             word = "ok" if row["ok"] else "FAILED"
             rows.append(
-                (name, word, share(row["equal_share"]), row["max_steps"], share(logits["equal_share"]), logits["max_steps"])
+                (
+                    name,
+                    word,
+                    share(row["equal_share"]),
+                    row["max_steps"],
+                    share(logits["equal_share"]),
+                    logits["max_steps"],
+                )
                 + (agreed,)
             )
     if rows:
         show_table(console, columns, rows, left=2)
     good = result["ok"]
     words = "verified" if good else "verification FAILED"
-    console.print(f"\n{result['folder']}: {words}", markup=False, style="bold green" if good else "bold red", soft_wrap=True)
+    console.print(
+        f"\n{result['folder']}: {words}", markup=False, style="bold green" if good else "bold red", soft_wrap=True
+    )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mobileicsa.core.errors import InputError, SchemeError
+from mobileicsa.core.errors import InputError, SchemeError, UsageError
 
 MAX_RECIPE_BYTES = 64 * 1024
 
@@ -115,3 +115,13 @@ def _validated(data: dict[str, Any], where: str) -> Recipe:
         raise SchemeError(f"{where}: field {field}: {first['msg']}", hint=hint) from error
     except TypeError as error:
         raise SchemeError(f"{where}: {error}") from error
+
+
+def copy_recipe(name: str, destination: Path) -> None:
+    """Copy a bundled recipe's text to a new file."""
+    load_recipe(name)
+    if destination.exists():
+        raise UsageError(f"{destination}: exists", hint="choose another file name")
+    destination.write_text(
+        (files("mobileicsa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )

@@ -263,6 +263,5 @@ def _calibration(facts: dict[str, Any]) -> str:
     source = "text that the model wrote itself" if facts["source"] == "self-generated" else "a text file"
     note = f"; {facts['note']}" if facts.get("note") else ""
     return (
-        f"{facts['windows']} windows of {facts['length']} tokens from {source} "
-        f"(SHA-256 {facts['sha256'][:12]}…{note})"
+        f"{facts['windows']} windows of {facts['length']} tokens from {source} (SHA-256 {facts['sha256'][:12]}…{note})"
     )
