@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
-from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, quantize, report, run, verify
-from mobileicsa.cli.failure import PIPE_CLOSED, Terminated
+from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, quantize, recipes, report, run, verify
+from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.failure import PIPE_CLOSED, Terminated, failure_of
 from mobileicsa.cli.screen import Screen
 
 DEBUG = "--debug"

@@ -64,15 +64,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             agreed = None if greedy is None else share(greedy["token_agreement"])
             word = "ok" if row["ok"] else "FAILED"
             rows.append(
-                (
-                    name,
-                    word,
-                    share(row["equal_share"]),
-                    row["max_steps"],
-                    share(logits["equal_share"]),
-                    logits["max_steps"],
-                )
-                + (agreed,)
+                (name, word, share(row["equal_share"]), row["max_steps"], share(logits["equal_share"]), logits["max_steps"], agreed)
             )
     if rows:
         show_table(console, columns, rows, left=2)

@@ -82,7 +82,7 @@ def _fill(decoder: Decoder, model: FrozenModel) -> None:
         elif isinstance(module, Norm):
             _set_value(module, "weight", tensors.get(f"{name}.weight"))
             _set_value(module, "bias", tensors.get(f"{name}.bias"))
-    for name, module in decoder.named_modules():
+    for module in decoder.modules():
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[key] = _constant_value(module, key)

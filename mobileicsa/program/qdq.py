@@ -79,6 +79,9 @@ class QdqEdge(Edge):
 class QuantLinear(Linear):
     """Linear whose weight is integers (out, in) int8 with one scale per output channel."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, linear: Linear, integers: Tensor, scale: Tensor, encoding: WeightEncoding) -> None:
         nn.Module.__init__(self)
         self.has_out = linear.has_out
@@ -87,6 +90,7 @@ class QuantLinear(Linear):
         self.bias = linear.bias
         self.encoding = encoding
         self.register_buffer("weight", integers)
+        self.scale: Tensor
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int64))
         self.exact: ExactProduct | None = None  # set by the simulator only, never part of an exported program
@@ -132,6 +136,7 @@ class QuantEmbedding(Embedding):
         self.scale = embedding.scale
         self.out = embedding.out
         self.register_buffer("weight", integers)
+        self.row_scale: Tensor
         self.register_buffer("row_scale", scale[:, None].clone())
 
     def rows(self, ids: Tensor) -> Tensor:
