@@ -22,7 +22,7 @@ class OneDelegatePartitioner(XnnpackPartitioner):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, _PASSES)
+        self.delegation_spec = DelegationSpec(self.delegation_spec.backend_id, _PASSES)  # type: ignore[has-type]
 
     def ops_to_not_decompose(self, ep: ExportedProgram) -> tuple[list[OpOverload], Callable[[fx.Node], bool] | None]:
         """The stock list without its filter, for which the program would be traced twice more."""

@@ -40,7 +40,9 @@ class LanguageModel(Protocol):
     backend: str
     tokenizer: Tokenizer
     bos_id: int | None
-    max_window: int
+
+    @property
+    def max_window(self) -> int: ...
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Predictions (m, vocab) of ids[n-m:]; m = n where BOS or a prefix stands before ids, else n - 1."""

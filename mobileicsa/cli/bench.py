@@ -76,7 +76,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     threads = "the runtime's default" if result["threads"] is None else str(result["threads"])
     cpu = result["environment"]["cpu"]
     console.print(
-        f"\nmedian of {result['repeat']} turns, {result['prompt_tokens']} prompt + {result['generate_tokens']} new tokens, "
+        f"\nmedian of {result['repeat']} turns, {result['prompt_tokens']} prompt + "
+        f"{result['generate_tokens']} new tokens, "
         f"threads: {threads}, {cpu}, {result['environment']['cores']} cores",
         markup=False,
     )

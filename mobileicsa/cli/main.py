@@ -72,8 +72,8 @@ def build_app() -> typer.Typer:
     ):
         app.command(_verb(command), epilog=_examples(command))(answering(command))
     shelf = typer.Typer(help="List, show and copy the bundled recipes.", no_args_is_help=True, rich_markup_mode=None)
-    for command in (recipes.ls, recipes.show, recipes.cp):
-        shelf.command(command.__name__)(answering(command))
+    for verb in (recipes.ls, recipes.show, recipes.cp):
+        shelf.command(verb.__name__)(answering(verb))
     app.add_typer(shelf, name="recipes")
     return app
 

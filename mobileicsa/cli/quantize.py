@@ -93,7 +93,7 @@ def quantize(
 
 
 def outline(plan: BuildPlan) -> list[Share]:
-    """Steps of a build and their usual parts of its time, measured on SmolLM2-135M and scaled by what they depend on."""
+    """Steps of a build and their usual parts of its time, measured on SmolLM2-135M, scaled by what they depend on."""
     from mobileicsa.cli.progress import Share
 
     tokens = plan.recipe.calibration.samples * plan.recipe.calibration.length / 8192

@@ -63,9 +63,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             logits, greedy = row["logits"], row.get("greedy")
             agreed = None if greedy is None else share(greedy["token_agreement"])
             word = "ok" if row["ok"] else "FAILED"
-            rows.append(
-                (name, word, share(row["equal_share"]), row["max_steps"], share(logits["equal_share"]), logits["max_steps"], agreed)
-            )
+            equal, logits_equal = share(row["equal_share"]), share(logits["equal_share"])
+            rows.append((name, word, equal, row["max_steps"], logits_equal, logits["max_steps"], agreed))
     if rows:
         show_table(console, columns, rows, left=2)
     good = result["ok"]

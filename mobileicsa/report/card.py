@@ -50,7 +50,8 @@ def model_card(report: dict[str, Any]) -> str:
     if prefix["ids"]:
         parts.insert(
             5,
-            f"The cache starts with a fixed prefix of {len(prefix['ids'])} tokens (ids {prefix['ids']}), which every run "
+            f"The cache starts with a fixed prefix of {len(prefix['ids'])} tokens (ids {prefix['ids']}), "
+            f"which every run "
             "of this artifact shares.",
         )
     return "\n\n".join(part for part in parts if part) + "\n"

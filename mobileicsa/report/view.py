@@ -58,7 +58,7 @@ def backend_name(name: str) -> str:
 
 def exported(report: dict[str, Any]) -> dict[str, int]:
     """Bytes of each back end's files, of the first target."""
-    first = next(iter(report["targets"].values()), {})
+    first: dict[str, Any] = next(iter(report["targets"].values()), {})
     return {name: sum(row["files"].values()) for name, row in first.items()}
 
 
@@ -176,7 +176,8 @@ def _speed_terms(report: dict[str, Any]) -> str | None:
         return None
     threads = "the runtime's default threads" if terms["threads"] is None else f"{terms['threads']} threads"
     return (
-        f"Speed: median of {terms['repeat']} runs of {terms['prompt_tokens']} prompt and {terms['generate_tokens']} new "
+        f"Speed: median of {terms['repeat']} runs of {terms['prompt_tokens']} prompt and "
+        f"{terms['generate_tokens']} new "
         f"tokens, {threads}, all contenders in turn, on {terms['environment']['cpu']}. "
         f"Energy: {terms.get('energy_source', 'not measured')}."
     )
