@@ -8,7 +8,7 @@ DEMO_OUTPUT ?= demo-output
 MOBILEICSA_DATA ?= ../shared/data
 export MOBILEICSA_DATA
 
-.PHONY: setup demo test test-slow check bench docs clean
+.PHONY: setup demo test test-slow check clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,10 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m benchmarks.route.demo $(DEMO_OUTPUT)
+	$(BIN)/mobileicsa quantize --model smollm2-135m --scheme w8a8 --output $(DEMO_OUTPUT)/w8a8 --resume --overwrite
+	$(BIN)/mobileicsa verify $(DEMO_OUTPUT)/w8a8
+	$(BIN)/mobileicsa run $(DEMO_OUTPUT)/w8a8 --backend onnx --prompt "The capital of France is" --max-new-tokens 16
+	$(BIN)/mobileicsa run $(DEMO_OUTPUT)/w8a8 --backend executorch --prompt "The capital of France is" --max-new-tokens 16
 
 test: setup
 	$(BIN)/python -m pytest
@@ -35,12 +38,6 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-bench: setup
-	$(BIN)/python -m benchmarks.route.run
-
-docs: setup
-	$(BIN)/python -m benchmarks.readme_tables
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info
