@@ -34,7 +34,31 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """The smallest embedding that holds every id: ids may have gaps, so that their number says too little."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def check_special(self, spec: ModelSpec, where: str) -> list[str]:
+        """InputError where a special token of the model is another one here; what is merely odd is returned."""
+        notes = []
+        for kind, ids in (("bos", () if spec.bos_id is None else (spec.bos_id,)), ("eos", spec.eos_ids)):
+            absent = [i for i in ids if self._tokenizer.id_to_token(i) is None]
+            if ids and len(absent) == len(ids):
+                raise InputError(
+                    f"{where}: {kind}_token_id is {absent[0]}, which the tokenizer does not have",
+                    hint="the tokenizer belongs to another model, or the config's special tokens are wrong",
+                )
+            named = _content(self._config.get(f"{kind}_token"))
+            found = self._tokenizer.token_to_id(named) if named else None
+            if not ids or found is None or found in ids:
+                continue
+            message = (
+                f"{where}: {kind}_token {named!r} of the tokenizer is id {found}, {kind}_token_id of the model {ids[0]}"
+            )
+            if kind == "bos":
+                raise InputError(message, hint="the tokenizer belongs to another model, or one of the two is wrong")
+            # Fine-tuned models often end their turns with another token than their config says.
+            notes.append(message)
+        return notes
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -62,9 +86,11 @@ class Tokenizer:
 def open_tokenizer(folder: Path, spec: ModelSpec, where: str) -> Tokenizer:
     """The folder's tokenizer; InputError naming `where` if it has tokens that the model's embedding has not."""
     tokenizer = Tokenizer(folder)
-    if tokenizer.vocab_size > spec.vocab_size:
+    highest = tokenizer.vocab_size - 1
+    if highest >= spec.vocab_size:
         raise InputError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {spec.vocab_size} rows",
+            f"{where}: the tokenizer's token {tokenizer.token(highest)!r} is id {highest}, "
+            f"the embedding has {spec.vocab_size} rows",
             hint="the tokenizer belongs to another model",
         )
     return tokenizer

@@ -100,8 +100,6 @@ def make_windows(
         notes.append(f"only {len(ids)} tokens, windows shortened to {size}")
     if count < samples:
         notes.append(f"{count} of {samples} windows asked for")
-    if count == 1:
-        notes.append("n = 1: ranges are unreliable")
     starts = [(len(ids) - size) * i // max(count - 1, 1) for i in range(count)]
     windows = torch.tensor([ids[start : start + size] for start in starts], dtype=torch.int64)
     return CalibrationText(windows, sha256_bytes(text.encode()), "; ".join(notes))

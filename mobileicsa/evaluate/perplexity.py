@@ -8,13 +8,14 @@ so a float model and its quantised form are always measured on the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mobileicsa.calibrate.overlap import overlap_warning
 from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.io.hashing import sha256_bytes
 
@@ -62,9 +63,13 @@ def evaluate(
     max_windows: int | None = None,
     stride: int | None = None,
     reference: LanguageModel | None = None,
+    calibration: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Perplexity of `model` on `text`; with `reference` also its perplexity, KL(reference || model) and agreement.
+
+    `calibration`: the report's facts of the text that the model was calibrated on; where it shares lines with `text`
+    the result has a "warning".
 
     The text is tokenised once, without special tokens. Raises InputError for a text without tokens, a window larger
     than the model's context, and logits that are not finite.
@@ -103,6 +108,9 @@ def evaluate(
     }
     if windows[0].end - windows[0].start == len(ids) and len(ids) < window - 1:
         result["note"] = f"the text has only {len(ids)} tokens, less than one window"
+    warning = None if calibration is None else overlap_warning(calibration, text)
+    if warning is not None:
+        result["warning"] = warning
     if reference is not None:
         result |= sums.against_reference()
     return result

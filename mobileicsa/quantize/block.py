@@ -19,10 +19,9 @@ from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, named_edges, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
-from mobileicsa.quantize.equivalent_math import relative_error
-from mobileicsa.quantize.ranges import encode_edge, signal_to_noise_db
+from mobileicsa.quantize.ranges import clipped_share, encode_edge, signal_to_noise_db
 from mobileicsa.quantize.recipe import Recipe
-from mobileicsa.quantize.rounding import quantize_weight
+from mobileicsa.quantize.rounding import quantize_weight, rounding_facts
 
 
 @dataclass
@@ -92,6 +91,7 @@ def encode_part(
                 "low": edge.statistics.low,
                 "high": edge.statistics.high,
                 "sqnr_db": round(signal_to_noise_db(edge.statistics, encoding), 2),
+                "clipped": clipped_share(edge.statistics, encoding),
             }
 
 
@@ -168,10 +168,7 @@ def _round(
             integers, scale = quantize_weight(f"{path}.weight", module.weight, encoding, importance)
             piece.tensors[f"{path}.weight"], piece.tensors[f"{path}.weight.scale"] = integers, scale
             piece.weights[f"{path}.weight"] = encoding
-            errors[f"{path}.weight"] = {
-                "relative_error": relative_error(integers * scale[:, None], module.weight),
-                "zero_rows": int((module.weight.abs().amax(dim=1) == 0).sum()),
-            }
+            errors[f"{path}.weight"] = rounding_facts(module.weight, integers, scale)
             if module.bias is not None:
                 piece.tensors[f"{path}.bias"] = module.bias.data.clone()
         elif isinstance(module, Norm):

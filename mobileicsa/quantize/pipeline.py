@@ -21,7 +21,7 @@ from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import Piece, encode_part, observe, quantize_block
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
-from mobileicsa.quantize.rounding import quantize_weight
+from mobileicsa.quantize.rounding import quantize_weight, rounding_facts
 
 
 class StageStore(Protocol):
@@ -158,8 +158,10 @@ def _embedding_and_head(
     if not spec.tied_head:
         named["head.proj.weight"] = (head.proj.weight, WeightEncoding(bits=scheme.head_bits))
     for name, (weight, encoding) in named.items():
-        piece.tensors[name], piece.tensors[f"{name}.scale"] = quantize_weight(name, weight, encoding, None)
+        integers, scale = quantize_weight(name, weight, encoding, None)
+        piece.tensors[name], piece.tensors[f"{name}.scale"] = integers, scale
         piece.weights[name] = encoding
+        piece.report.setdefault("weights", {})[name] = rounding_facts(weight, integers, scale)
     piece.tensors["head.norm.weight"] = head.norm.weight.data.clone()
     for name, bias in (("head.norm.bias", head.norm.bias), ("head.proj.bias", head.proj.bias)):
         if bias is not None:

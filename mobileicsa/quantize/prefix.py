@@ -97,9 +97,12 @@ def trial_noise(
             edges = sum(isinstance(module, _NoiseEdge) for module in layer.modules())
             outputs.append(layer(batch, rope, masks[layer.layer.sliding_window])[0])
         hidden = torch.cat(outputs)
+        if not bool(torch.isfinite(total).all()):
+            raise InputError(
+                f"calibration: layers.{index}: an activation is NaN or too large for float32",
+                hint="are the weights intact?",
+            )
         tick()
-    if not bool(torch.isfinite(total).all()):
-        raise InputError("calibration: an activation is NaN or infinite", hint="are the weights intact?")
     return [float(noise) / max(edges * spec.num_layers, 1) for noise in total]
 
 

@@ -36,3 +36,12 @@ def signal_to_noise_db(statistics: EdgeStatistics, encoding: TensorEncoding) -> 
     noise = float((fake_quantize(statistics.sample, encoding).double() - sample).square().mean())
     power = float(sample.square().mean())
     return 10 * math.log10(max(power, 1e-30) / max(noise, 1e-30))
+
+
+def clipped_share(statistics: EdgeStatistics, encoding: TensorEncoding) -> float:
+    """Share of the edge's sample that saturates: farther than half a step outside of the grid."""
+    assert statistics.sample is not None
+    low, high = encoding.real_range()
+    half = encoding.scale[0] / 2
+    outside = (statistics.sample < low - half) | (statistics.sample > high + half)
+    return round(float(outside.float().mean()), 6)

@@ -6,6 +6,8 @@ Hessian (as in OBQ/GPTQ's objective). A clip chosen by the unweighted error make
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from mobileicsa.core.plan import WeightEncoding
 
 # With a 6-bit activation mantissa the product of both scales still fits float32's 24 bits.
 WEIGHT_MANTISSA_BITS = 15
+# Rows for which the error is worked out at a time: in float64 a whole embedding table would take too much memory.
+ERROR_ROWS = 4096
 CLIP_RATIOS = tuple(1.0 - 0.025 * i for i in range(21))
 
 
@@ -63,3 +67,15 @@ def quantize_weight(
         raise InputError(f"{name}: weight is NaN or infinite")
     scale = weight_scale(weight, encoding) if importance is None else clipped_scale(weight, importance, encoding)
     return round_weight(weight, scale, encoding), scale
+
+
+def rounding_facts(weight: Tensor, integers: Tensor, scale: Tensor) -> dict[str, Any]:
+    """For the report: squared error over the weight's energy, and the output channels with no integer but 0."""
+    error = energy = 0.0
+    parts = (torch.split(t, ERROR_ROWS) for t in (weight, integers, scale))
+    for w, q, s in zip(*parts, strict=True):
+        # float64: the square of a value near float32's end would be infinite.
+        w = w.double()
+        error += float((q * s[:, None] - w).square().sum())
+        energy += float(w.square().sum())
+    return {"relative_error": error / max(energy, 1e-30), "zero_rows": int((integers == 0).all(dim=1).sum())}

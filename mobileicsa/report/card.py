@@ -73,7 +73,7 @@ def _terms(report: dict[str, Any]) -> str:
     return (
         f"Perplexity on {terms['text']}, {terms['tokens']:,} tokens in windows of {terms['window']}; details in "
         "`report.html`."
-    )
+    ) + (f" Warning: {terms['warning']}." if terms.get("warning") else "")
 
 
 def _commands(report: dict[str, Any]) -> list[str]:

@@ -33,7 +33,13 @@ def record_evaluation(folder: Path, text_name: str, result: dict[str, Any]) -> N
     if "reference_perplexity" in result:
         kept = [other for other in kept if other["backend"] != "float"]
         kept.insert(0, {"backend": "float", "perplexity": result["reference_perplexity"]})
-    _write(folder, {**report, "evaluation": {**terms, "rows": [*kept, row]}})
+    _write(folder, {**report, "evaluation": {**terms, "warning": result.get("warning"), "rows": [*kept, row]}})
+
+
+def calibration_facts(folder: Path) -> dict[str, Any]:
+    """What the report knows of the text that the artifact was calibrated on."""
+    facts: dict[str, Any] = _read(folder).get("calibration") or {}
+    return facts
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -26,9 +26,11 @@ def build_view(report: dict[str, Any]) -> dict[str, Any]:
         "cards": _cards(report),
         "rows": result_rows(report),
         "measured_on": _measured_on(report),
+        "evaluation_warning": (report.get("evaluation") or {}).get("warning"),
         "speed_terms": _speed_terms(report),
         "worst_edges": [_edge_row(path, edge) for path, edge in worst_edges(report["edges"], WORST)],
         "worst_weights": _worst_weights(report["weights"]),
+        "zero_channels": sum(row["zero_rows"] for row in report["weights"].values()),
         "prefix": _prefix(report["prefix"]),
         "placement": placement_rows(report["targets"]),
         "verification": _verification(report.get("verification")),
@@ -190,6 +192,7 @@ def _edge_row(path: str, edge: dict[str, Any]) -> dict[str, str]:
         "bits": str(edge["bits"]),
         "range": f"{edge['low']:.4g} … {edge['high']:.4g}",
         "sqnr": number(edge["sqnr_db"], 1),
+        "clipped": share(edge.get("clipped"), 3),
     }
 
 
