@@ -23,20 +23,34 @@ def bench(
     context: typer.Context,
     folder: ArtifactFolder,
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="onnx or executorch; repeatable; by default all installed.")
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="onnx or executorch; repeatable; by default all installed."),
     ] = None,
     baseline: Annotated[
         Literal["float"] | None,
-        typer.Option("--baseline", help="float: measure the same model in float32 on the same runtime too, in turns."),
+        typer.Option(
+            "--baseline",
+            metavar="float",
+            help="float: measure the same model in float32 on the same runtime too, in turns.",
+        ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Tokens of the prompt.")] = 64,
-    generate_tokens: Annotated[int, typer.Option("--generate-tokens", help="Tokens generated behind it.")] = 64,
-    repeat: Annotated[int, typer.Option("--repeat", help="Turns after one to warm up; medians are given.")] = 5,
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-tokens", metavar="N", help="Tokens of the prompt; 64 where they fit.")
+    ] = None,
+    generate_tokens: Annotated[
+        int | None, typer.Option("--generate-tokens", metavar="N", help="Tokens generated behind it; 64 likewise.")
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="N", help="Turns after one to warm up; medians are given.")
+    ] = 5,
     threads: ThreadsOption = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Load time, first token, prefill and decode speed, peak memory and bytes per token; medians on this CPU."""
+    """Measure an artifact's speed and memory on this machine.
+
+    Medians of load time, first token, prefill and decode speed, peak memory, bytes read per token.
+    """
     from mobileicsa.bench import host
     from mobileicsa.report.record import record
 

@@ -20,7 +20,7 @@ EXAMPLES = """
 
 
 def doctor(context: typer.Context, as_json: JsonFlag = False) -> Answer:
-    """Versions, processor, memory, disk, and which back ends can work here."""
+    """Show versions, processor, memory, disk and back ends."""
     from pathlib import Path
 
     from mobileicsa.bench.environment import environment

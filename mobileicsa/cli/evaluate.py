@@ -14,40 +14,49 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXAMPLES = """
-  mobileicsa eval --model smollm2-135m --text wiki.test.txt --max-windows 40
-  mobileicsa eval --model out --backend onnx --text wiki.test.txt --max-windows 40
-  mobileicsa eval --model out --text wiki.test.txt --reference smollm2-135m --json
+  mobileicsa eval --model smollm2-135m --text wiki.txt --max-windows 40
+  mobileicsa eval --model out --backend onnx --text wiki.txt --max-windows 40
+  mobileicsa eval --model out --text wiki.txt --reference smollm2-135m --json
 """
 
 
 def evaluate(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option("--model", help="Artifact folder, model folder, bundled name or hub id.", show_default=False)
+        str, typer.Option("--model", metavar="NAME", help="Artifact folder, model folder, bundled name or hub id.")
     ],
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 .txt or .jsonl file to predict.", show_default=False)],
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="UTF-8 .txt or .jsonl file to predict.")],
     backend: Annotated[
         str | None,
-        typer.Option("--backend", help="float for models; simulator (default), onnx or executorch for artifacts."),
+        typer.Option(
+            "--backend", metavar="NAME", help="float for models; simulator (default), onnx or executorch for artifacts."
+        ),
     ] = None,
-    window: Annotated[int, typer.Option("--window", help="Tokens in a window, BOS included.")] = 256,
-    max_windows: Annotated[int | None, typer.Option("--max-windows", help="Stop after so many windows.")] = None,
+    window: Annotated[int, typer.Option("--window", metavar="N", help="Tokens in a window, BOS included.")] = 256,
+    max_windows: Annotated[
+        int | None, typer.Option("--max-windows", metavar="N", help="Stop after so many windows.")
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option("--stride", help="Step between windows; by default they do not overlap.")
+        int | None, typer.Option("--stride", metavar="N", help="Step between windows; by default they do not overlap.")
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="Float model to compare with: adds KL divergence and top-1 agreement."),
+        typer.Option(
+            "--reference", metavar="NAME", help="Float model to compare with: adds KL divergence and top-1 agreement."
+        ),
     ] = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Perplexity on a text; every token counts once. BOS (or the artifact's prefix) starts each window."""
+    """Measure perplexity on a text.
+
+    Every token counts once; BOS (or the artifact's prefix) starts each window.
+    """
     from mobileicsa.artifact.model import is_artifact, load_model
     from mobileicsa.calibrate.text import read_text
     from mobileicsa.evaluate import perplexity
-    from mobileicsa.report.record import record_evaluation
+    from mobileicsa.report.record import calibration_facts, record_evaluation
 
     content = read_text(text)
     with context.obj.progress() as progress:
@@ -65,6 +74,7 @@ def evaluate(
             max_windows=max_windows,
             stride=stride,
             reference=compared,
+            calibration=calibration_facts(Path(model)) if is_artifact(model) else None,
             progress=progress,
         )
     saved = save and is_artifact(model)
@@ -90,6 +100,7 @@ def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
             ("KL to reference", number(result.get("kl_to_reference"), 5)),
             ("top-1 agreement", share(result.get("top1_agreement"))),
             ("note", result.get("note")),
+            ("warning", result.get("warning")),
             ("saved", "report.json and report.html of the artifact" if saved else None),
         ],
     )

@@ -22,14 +22,16 @@ EXAMPLES = """
 def export(
     context: typer.Context,
     folder: ArtifactFolder,
-    target: Annotated[str, typer.Option("--target", help="What to write for; see `mobileicsa targets`.")],
+    target: Annotated[
+        str, typer.Option("--target", metavar="NAME", help="What to write for; see `mobileicsa targets`.")
+    ],
     output: Annotated[
         Path,
-        typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False),
+        typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write; must be new or empty."),
     ],
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Write a finished artifact's program for another target; nothing is quantised again."""
+    """Write an artifact's program for another target. Nothing is quantised again."""
     from mobileicsa import api
 
     with context.obj.progress() as progress:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
 
 from mobileicsa.core.errors import EnvironmentFault, MobileICSAError, UsageError
+from mobileicsa.io.machine import available_memory, peak_memory
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 # As a shell reports a process that SIGPIPE ended.
 PIPE_CLOSED = 128 + signal.SIGPIPE
 
-# How PyTorch, ONNX Runtime and C++ say that memory ran out, inside a RuntimeError.
-MEMORY_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "failed to allocate memory", "out of memory")
+# How PyTorch, ONNX Runtime, C++ and the loader of libraries say that memory ran out, inside other errors.
+MEMORY_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "failed to allocate memory",
+    "out of memory",
+    "failed to map segment from shared object",
+)
 MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE)
 
 
@@ -39,7 +48,13 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to tell the user about an exception that ended a command."""
+    """What to tell the user about an exception that ended a command; its notes join the hint."""
+    failure = _failure_of(error)
+    hints = [*([failure.hint] if failure.hint else []), *getattr(error, "__notes__", [])]
+    return replace(failure, hint="; ".join(hints) or None)
+
+
+def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, MobileICSAError):
         return Failure(kind=type(error).__name__, message=error.message, hint=error.hint, exit_code=error.exit_code)
     if isinstance(error, typer.TyperException):
@@ -48,10 +63,10 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(kind="Interrupted", message="interrupted", hint=None, exit_code=INTERRUPTED)
     if isinstance(error, Terminated):
         return Failure(kind="Terminated", message="terminated", hint=None, exit_code=TERMINATED)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_memory(str(error))):
+    if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and _is_memory(str(error))):
         return Failure(
             kind=EnvironmentFault.__name__,
-            message="memory ran out",
+            message=f"memory ran out ({peak_memory() >> 20:,} MiB in use, {available_memory() >> 20:,} MiB available)",
             hint="close other programs, use --effort fast, or take a machine with more memory",
             exit_code=EnvironmentFault.exit_code,
         )
@@ -74,7 +89,8 @@ def failure_of(error: BaseException) -> Failure:
 
 def _usage(error: typer.TyperException) -> Failure:
     near = getattr(error, "possibilities", None)
-    message = error.message if near else error.format_message()
+    # Typer passes on the wording of the library that checks values.
+    message = (error.message if near else error.format_message()).replace("Value error, ", "")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "mobileicsa"
     hint = f"did you mean {near[0]}?" if near else f"see `{command} --help`"

@@ -13,12 +13,12 @@ SCHEMES_EXAMPLES = """
 """
 TARGETS_EXAMPLES = """
   mobileicsa targets
-  mobileicsa quantize --model smollm2-135m --scheme w4a8 --output out --target generic-npu
+  mobileicsa export out --target generic-npu --output out-npu
 """
 
 
 def schemes(context: typer.Context, as_json: JsonFlag = False) -> Answer:
-    """List the schemes: bits of weights and of each kind of activation."""
+    """List the schemes and the bits that each gives."""
     from mobileicsa.cli.tables import show_table
     from mobileicsa.core.scheme import SCHEMES
 
@@ -33,7 +33,7 @@ def schemes(context: typer.Context, as_json: JsonFlag = False) -> Answer:
 
 
 def targets(context: typer.Context, as_json: JsonFlag = False) -> Answer:
-    """List the targets: which files are written, and how."""
+    """List the targets and the back ends of each."""
     from dataclasses import asdict
 
     from mobileicsa.cli.tables import show_table

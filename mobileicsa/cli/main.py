@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -16,22 +17,55 @@ from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, q
 from mobileicsa.cli.answer import Answer
 from mobileicsa.cli.failure import PIPE_CLOSED, Terminated, failure_of
 from mobileicsa.cli.screen import Screen
+from mobileicsa.core.errors import UsageError
+from mobileicsa.io.machine import BASE_MEMORY_BYTES, START_MEMORY_BYTES, require_memory
 
-DEBUG = "--debug"
+JSON, DEBUG = "--json", "--debug"
 
 
 def main() -> None:
     raise SystemExit(execute(sys.argv[1:]))
 
 
+@dataclass(frozen=True)
+class Verb:
+    """A sub-command. `memory` bytes must be free before it starts: less, and PyTorch dies while it is imported."""
+
+    name: str
+    command: Callable[..., Answer]
+    examples: str
+    memory: int = 0
+
+
+VERBS = (
+    Verb("quantize", quantize.quantize, quantize.EXAMPLES, BASE_MEMORY_BYTES),
+    Verb("export", export.export, export.EXAMPLES, BASE_MEMORY_BYTES),
+    Verb("run", run.run, run.EXAMPLES, START_MEMORY_BYTES),
+    Verb("eval", evaluate.evaluate, evaluate.EXAMPLES, START_MEMORY_BYTES),
+    Verb("bench", bench.bench, bench.EXAMPLES, START_MEMORY_BYTES),
+    Verb("verify", verify.verify, verify.EXAMPLES, START_MEMORY_BYTES),
+    Verb("inspect", inspect.inspect, inspect.EXAMPLES),
+    Verb("report", report.report, report.EXAMPLES),
+    Verb("doctor", doctor.doctor, doctor.EXAMPLES),
+    Verb("schemes", listings.schemes, listings.SCHEMES_EXAMPLES),
+    Verb("targets", listings.targets, listings.TARGETS_EXAMPLES),
+)
+RECIPE_VERBS = (
+    Verb("ls", recipes.ls, recipes.LS_EXAMPLES),
+    Verb("show", recipes.show, recipes.SHOW_EXAMPLES),
+    Verb("cp", recipes.cp, recipes.CP_EXAMPLES),
+)
+START = "mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out"
+
+
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     options = _before_separator(arguments)
-    screen = Screen(json="--json" in options, debug=DEBUG in options)
+    screen = Screen(json=JSON in options, debug=DEBUG in options)
     try:
         with _sigterm_raises():
             code = build_app()(
-                args=_without_debug(arguments), prog_name="mobileicsa", standalone_mode=False, obj=screen
+                args=_without_global_flags(arguments), prog_name="mobileicsa", standalone_mode=False, obj=screen
             )
         return int(code or 0)
     except BrokenPipeError:
@@ -46,55 +80,44 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def build_app() -> typer.Typer:
+    # The plain formatter: importing the rich one takes longer than everything else that --help needs.
     app = typer.Typer(
         help="Quantise a language model and write verified integer artifacts (.onnx, .pte) for phones and NPUs.",
-        epilog="Start with: mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out",
-        no_args_is_help=True,
+        epilog=_examples(START),
         add_completion=False,
-        # The plain formatter: importing the rich one takes longer than everything else that --help needs.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
-    for command in (
-        quantize.quantize,
-        export.export,
-        run.run,
-        evaluate.evaluate,
-        bench.bench,
-        verify.verify,
-        inspect.inspect,
-        report.report,
-        doctor.doctor,
-        listings.schemes,
-        listings.targets,
-    ):
-        app.command(_verb(command), epilog=_examples(command))(answering(command))
-    shelf = typer.Typer(help="List, show and copy the bundled recipes.", no_args_is_help=True, rich_markup_mode=None)
-    for verb in (recipes.ls, recipes.show, recipes.cp):
-        shelf.command(verb.__name__)(answering(verb))
+    app.callback(invoke_without_command=True)(_root)
+    shelf = typer.Typer(
+        help="List, show and copy the bundled recipes.",
+        epilog=_examples("mobileicsa recipes ls"),
+        rich_markup_mode=None,
+    )
+    shelf.callback(invoke_without_command=True)(_recipes)
+    for group, verbs in ((app, VERBS), (shelf, RECIPE_VERBS)):
+        for verb in verbs:
+            group.command(verb.name, epilog=_examples(verb.examples))(answering(verb))
     app.add_typer(shelf, name="recipes")
     return app
 
 
-def _examples(command: Callable[..., Any]) -> str | None:
-    examples = getattr(sys.modules[command.__module__], "EXAMPLES", None)
-    return None if examples is None else "Examples:\n\b" + examples
+def _examples(lines: str) -> str:
+    # \b keeps the formatter from joining the lines into a paragraph.
+    indented = "\n".join(f"  {line.strip()}" for line in lines.strip().splitlines())
+    return f"\b\nExamples:\n{indented}"
 
 
-def _verb(command: Callable[..., Any]) -> str:
-    return "eval" if command.__name__ == "evaluate" else command.__name__
+def answering(verb: Verb) -> Callable[..., int]:
+    """The verb's command, with its answer printed and its exit code returned."""
 
-
-def answering(command: Callable[..., Answer]) -> Callable[..., int]:
-    """The command, with its answer printed and its exit code returned."""
-
-    @functools.wraps(command)
+    @functools.wraps(verb.command)
     def wrapped(context: typer.Context, *args: Any, **kwargs: Any) -> int:
         screen: Screen = context.obj
         with screen.working():
-            answer = command(context, *args, **kwargs)
+            require_memory(verb.memory)
+            answer = verb.command(context, *args, **kwargs)
         screen.emit(answer)
         return answer.exit_code
 
@@ -102,13 +125,32 @@ def answering(command: Callable[..., Answer]) -> Callable[..., int]:
 
 
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="With any command: tracebacks, and what libraries print, on standard error.")
+    ] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as installed
 
-        sys.stdout.write(f"mobileicsa {installed('mobileicsa')}\n")
+        number = installed("mobileicsa")
+        context.obj.emit(Answer(document={"version": number}, show=lambda out: out.print(f"mobileicsa {number}")))
         raise typer.Exit
+    _needs_command(context)
+
+
+def _recipes(context: typer.Context) -> None:
+    _needs_command(context)
+
+
+def _needs_command(context: typer.Context) -> None:
+    """A group named without any of its commands: its help instead, and the exit code of wrong usage."""
+    if context.invoked_subcommand is None:
+        if context.obj.json:
+            raise UsageError("Missing command", hint=f"see `{context.command_path} --help`")
+        context.obj.note(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 def _fail(screen: Screen, error: BaseException) -> int:
@@ -125,8 +167,10 @@ def _before_separator(arguments: Sequence[str]) -> Sequence[str]:
     return arguments[: list(arguments).index("--")] if "--" in arguments else arguments
 
 
-def _without_debug(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if argument != DEBUG]
+def _without_global_flags(arguments: Sequence[str]) -> list[str]:
+    """--json and --debug may stand anywhere before `--`, before the command's name too."""
+    flags = len(_before_separator(arguments))
+    return [argument for i, argument in enumerate(arguments) if i >= flags or argument not in (JSON, DEBUG)]
 
 
 @contextmanager

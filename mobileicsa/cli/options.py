@@ -14,5 +14,5 @@ ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Artifact folder written by `mobileicsa quantize`.", show_default=False)
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads of the runtime; by default it decides.")
+    int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads of the runtime; by default it decides.")
 ]

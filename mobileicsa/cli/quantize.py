@@ -18,39 +18,55 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out
-  mobileicsa quantize --model ./my-model --scheme w4a8 --output out --calibration text.txt
-  mobileicsa quantize --model ./my-model --scheme w8a8 --output out --dry-run
-  mobileicsa quantize --model ./my-model --scheme w8a8 --output out --recipe smoothquant alphas=[0.6]
+  mobileicsa quantize --model org/model@v1.0 --scheme w8a8 --output out
+  mobileicsa quantize --model ./m --scheme w4a8 --output out --dry-run
+  mobileicsa quantize --model ./m --scheme w4a8 --output out --resume
+  mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe smoothquant
+  mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
 """
 
 
 def quantize(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option("--model", help="Model folder, .gguf file, bundled name or hub id.", show_default=False)
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Model folder, .gguf file, bundled name, or hub id as org/model[@revision].",
+            show_default=False,
+        ),
     ],
-    scheme: Annotated[str, typer.Option("--scheme", help="w8a8, w4a8 or w4a16; see `mobileicsa schemes`.")],
+    scheme: Annotated[
+        str, typer.Option("--scheme", metavar="NAME", help="w8a8, w4a8 or w4a16; see `mobileicsa schemes`.")
+    ],
     output: Annotated[
         Path,
-        typer.Option("--output", "--output_dir", help="Folder to write; must be new or empty.", show_default=False),
+        typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write; must be new or empty."),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, e.g. alphas=[0.6].")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe fields to change, e.g. alphas=[0.6].")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Recipe name or YAML file; see `mobileicsa recipes ls`.")
+        str | None,
+        typer.Option("--recipe", metavar="NAME", help="Recipe name or YAML file; see `mobileicsa recipes ls`."),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="UTF-8 .txt or .jsonl; without it the model writes its own text."),
+        typer.Option(
+            "--calibration", metavar="FILE", help="UTF-8 .txt or .jsonl; without it the model writes its own text."
+        ),
     ] = None,
     effort: Annotated[
-        str | None, typer.Option("--effort", help="fast, default or best: amount of calibration.")
+        str | None, typer.Option("--effort", metavar="LEVEL", help="fast, default or best: amount of calibration.")
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="What to write for; repeatable; see `mobileicsa targets`.")
+        list[str] | None,
+        typer.Option("--target", metavar="NAME", help="What to write for; repeatable; see `mobileicsa targets`."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of self-generated calibration text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Seed of self-generated calibration text.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -59,7 +75,10 @@ def quantize(
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a warning would do.")] = False,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Quantise a model and write a self-contained artifact folder (.onnx, .pte, golden vectors, report)."""
+    """Quantise a model and write its artifact folder.
+
+    The folder holds everything a phone or a runtime needs: .onnx and .pte files, tokenizer, golden vectors, report.
+    """
     screen = context.obj
     from mobileicsa.api import build_from
     from mobileicsa.artifact.plan_build import BuildOptions, plan_build

@@ -18,7 +18,7 @@ SHOW_EXAMPLES = """
 """
 CP_EXAMPLES = """
   mobileicsa recipes cp prefix my-recipe.yaml
-  mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out --recipe my-recipe.yaml
+  mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe my-recipe.yaml
 """
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="See `mobileicsa recipes ls`.", show_default=False)]
@@ -36,7 +36,7 @@ def ls(context: typer.Context, as_json: JsonFlag = False) -> Answer:
 
 
 def show(context: typer.Context, name: RecipeName, as_json: JsonFlag = False) -> Answer:
-    """Print a recipe with all its fields, those left at their defaults too."""
+    """Print a recipe with all its fields."""
     import yaml
 
     from mobileicsa.quantize.recipe import load_recipe

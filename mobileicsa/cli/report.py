@@ -13,7 +13,10 @@ EXAMPLES = """
 
 
 def report(context: typer.Context, folder: ArtifactFolder, as_json: JsonFlag = False) -> Answer:
-    """Write report.html again from report.json, after it was edited or by a newer version."""
+    """Write report.html again from report.json.
+
+    For a report.json that was edited, or a page by a newer version.
+    """
     from mobileicsa.artifact import layout
     from mobileicsa.artifact.manifest import read_manifest
     from mobileicsa.report.html import write_report

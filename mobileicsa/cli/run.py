@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   mobileicsa run out --prompt "The capital of France is"
-  mobileicsa run out --backend executorch --prompt "Once upon a time" --max-new-tokens 64
+  mobileicsa run out --backend executorch --prompt "Once" --max-new-tokens 64
   mobileicsa run out --chat
   mobileicsa run out --backend onnx --prompt "Hello" --json
 """
@@ -28,19 +28,25 @@ def run(
     context: typer.Context,
     folder: ArtifactFolder,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="onnx, executorch or simulator (the default, slow but exact).")
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="onnx, executorch or simulator (the default, slow but exact)."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Text to continue.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, with --temperature above 0.")] = 0,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="X", min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Seed of sampling, with --temperature above 0.")
+    ] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Use the model's chat form; without --prompt ask again and again.")
     ] = False,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Generate text from an artifact, on the runtime that a phone would use or on the simulator."""
+    """Generate text from an artifact.
+
+    On a runtime that a phone would use, or on the simulator.
+    """
     screen = context.obj
     if prompt is None and (not chat or screen.json):
         raise UsageError("Missing option '--prompt'", hint="give a text to continue, or talk to the model with --chat")

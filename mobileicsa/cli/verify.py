@@ -23,7 +23,8 @@ def verify(
     context: typer.Context,
     folder: ArtifactFolder,
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="simulator, onnx or executorch; repeatable; default all.")
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="simulator, onnx or executorch; repeatable; default all."),
     ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")
@@ -31,7 +32,10 @@ def verify(
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Check every file's hash and replay the golden vectors on each runtime. Exit code 5 where something differs."""
+    """Check an artifact's files and replay its golden vectors.
+
+    Every file's hash, then every runtime's integers against the simulator's; exit code 5 where something differs.
+    """
     from mobileicsa.artifact import verify as artifact
     from mobileicsa.report.record import record
 

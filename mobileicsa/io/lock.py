@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class OutputLock:
-    """Advisory lock on `<output>.lock` for the length of a `with` block; the file says who holds it.
+    """Advisory lock on `<output>.lock` for the length of a `with` block; the file says who holds it. Makes its parents.
 
     The kernel frees the lock of a process that dies, so a file left behind by one is taken over at once.
     """
@@ -34,6 +34,7 @@ class OutputLock:
 
     def __enter__(self) -> Self:
         with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._acquire()
             note = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
             os.ftruncate(self._descriptor, 0)

@@ -6,9 +6,17 @@ import resource
 import shutil
 from pathlib import Path
 
+from mobileicsa.core.errors import EnvironmentFault
+from mobileicsa.io import cgroup
+
+# Interpreter and PyTorch, and with the exporters, before any weight (measured).
+START_MEMORY_BYTES, BASE_MEMORY_BYTES = 192 << 20, 900 << 20
+# Address space that libraries and thread stacks reserve beyond what ever becomes resident (measured).
+RESERVED_ADDRESSES_BYTES = 768 << 20
+
 
 def available_memory() -> int:
-    """The least of what the kernel says is available, the address-space limit, and the cgroup's limit."""
+    """The least of what the kernel says is available, what the address-space limit leaves, and the cgroup's limit."""
     limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -17,11 +25,21 @@ def available_memory() -> int:
                 limits.append(int(line.split()[1]) * 1024)
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.is_file() and (text := cgroup.read_text().strip()).isdigit():
-        limits.append(int(text))
+        limits.append(max(soft - RESERVED_ADDRESSES_BYTES, 0))
+    grouped = cgroup.available_memory()
+    if grouped is not None:
+        limits.append(grouped)
     return min(limits) if limits else 1 << 62
+
+
+def require_memory(needed: int) -> None:
+    """EnvironmentFault with both figures where less than `needed` bytes are available."""
+    available = available_memory()
+    if needed > available:
+        raise EnvironmentFault(
+            f"needs about {needed >> 20:,} MiB of memory, {available >> 20:,} MiB are available",
+            hint="close other programs, use --effort fast, or take a machine with more memory",
+        )
 
 
 def peak_memory() -> int:

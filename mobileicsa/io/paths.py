@@ -13,6 +13,7 @@ from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 GIB = 1 << 30
 # What is left of the usual 255 for the names of the work space beside the output.
 MAX_NAME_BYTES = 160
+MAX_PART_BYTES = 255
 
 
 def inside(root: Path, name: str, *, allowed_roots: Sequence[Path] = ()) -> Path:
@@ -62,29 +63,36 @@ def _links_inside(status: os.stat_result, resolved: Path, roots: Sequence[Path])
 
 
 def check_output(output: Path, model: Path | None, overwrite: bool, needed_bytes: int = 0) -> None:
-    """Refuse an output folder that cannot or must not be written, before any heavy work; make its parent."""
+    """Refuse an output folder that cannot or must not be written, before any heavy work; leaves nothing behind."""
     target = output.resolve()
+    if not target.name:
+        raise UsageError(f"{output}: is a whole file system", hint="name a new folder with --output")
     if len(target.name.encode()) > MAX_NAME_BYTES:
         raise InputError(f"{output}: the name is longer than {MAX_NAME_BYTES} bytes", hint="choose a shorter --output")
+    if any(len(part.encode()) > MAX_PART_BYTES for part in target.parts):
+        raise InputError(
+            f"{output}: a name in it is longer than {MAX_PART_BYTES} bytes", hint="choose another --output"
+        )
     if target.exists() and not target.is_dir():
         raise UsageError(f"{output}: is a file, not a folder", hint="name a new folder with --output")
     if model is not None:
         _keep_apart(output, target, model)
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{output}: exists and is not empty", hint="name a new folder, or replace it with --overwrite")
+    # Parents that are missing are made by whoever writes: a dry run must not.
+    present = next(parent for parent in target.parents if parent.exists())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Permission bits say nothing about read-only mounts or full inode tables: really create a file.
-        with tempfile.TemporaryFile(dir=target.parent):
+        with tempfile.TemporaryFile(dir=present):
             pass
-        free = shutil.disk_usage(target.parent).free
+        free = shutil.disk_usage(present).free
     except OSError as error:
         raise EnvironmentFault(
-            f"{target.parent}: cannot be written: {error.strerror or error}", hint="choose another --output"
+            f"{present}: cannot be written: {error.strerror or error}", hint="choose another --output"
         ) from error
     if free < needed_bytes:
         raise EnvironmentFault(
-            f"{target.parent}: needs {needed_bytes / GIB:.1f} GiB, {free / GIB:.1f} GiB are free",
+            f"{present}: needs {needed_bytes / GIB:.1f} GiB, {free / GIB:.1f} GiB are free",
             hint="free some space or choose --output on another disk",
         )
 

@@ -33,11 +33,11 @@ class Staging:
     - `folder`: the artifact in the making; `commit` renames it to `output`;
     - `stages`: results of finished stages, which never become part of the artifact.
 
-    Leaving the `with` block by an error keeps the work space for --resume, unless the disk failed: then it is
-    removed, because a full disk is what it may have caused.
+    Leaving the `with` block by an error keeps the work space of a `resumable` run and says so in a note on the
+    error, unless the disk failed: then it is removed, because a full disk is what it may have caused.
     """
 
-    def __init__(self, output: Path, run_id: str) -> None:
+    def __init__(self, output: Path, run_id: str, *, resumable: bool = True) -> None:
         if not _RUN_ID.fullmatch(run_id):
             raise ValueError(f"run id {run_id!r}: 4 to 64 lower-case letters or digits")
         # Resolved, so that an output that is a link to a folder is replaced where it really lies.
@@ -45,9 +45,12 @@ class Staging:
         self.root = self.output.with_name(f"{self.output.name}.partial-{run_id}")
         self.folder = self.root / "artifact"
         self.stages = StageStore(self.root / "stages")
+        self._resumable = resumable
         self._replaced = self.output.with_name(self.output.name + REPLACED_SUFFIX)
 
     def __enter__(self) -> Self:
+        if not self._resumable:
+            self.discard()
         with writing(self.root):
             self._recover()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,10 +59,10 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, WriteFault):
+        if isinstance(error, WriteFault) or (error is not None and not self._resumable):
             self.discard()
         elif error is not None and self.root.exists():
-            log.warning("finished stages are kept in %s for --resume", self.root)
+            error.add_note(f"finished steps are kept in {self.root}: the same command with --resume goes on from there")
 
     def path(self, name: str) -> Path:
         """Where the artifact's file `name` is written; its folder exists afterwards."""

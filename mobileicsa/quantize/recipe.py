@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
+from mobileicsa.io.atomic import write_bytes
 
 MAX_RECIPE_BYTES = 64 * 1024
 
@@ -122,6 +123,5 @@ def copy_recipe(name: str, destination: Path) -> None:
     load_recipe(name)
     if destination.exists():
         raise UsageError(f"{destination}: exists", hint="choose another file name")
-    destination.write_text(
-        (files("mobileicsa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    text = (files("mobileicsa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    write_bytes(destination, text.encode())

@@ -138,8 +138,11 @@ def test_fault_40_a_read_only_place_is_an_environment_fault() -> None:
 
 
 def test_fault_40_a_missing_parent_is_created(tmp_path: Path) -> None:
-    check_output(tmp_path / "a" / "b" / "out", None, False)
-    assert (tmp_path / "a" / "b").is_dir()
+    output = tmp_path / "a" / "b" / "out"
+    check_output(output, None, False)
+    assert list(tmp_path.iterdir()) == []
+    with OutputLock(output):
+        assert output.parent.is_dir()
 
 
 def test_fault_40_a_file_in_the_outputs_place_is_a_usage_error(tmp_path: Path) -> None:
