@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.io.cores import physical_cores
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import input_names, output_names
 from mobileicsa_export.onnx import METADATA_KEYS, MODEL_FILES
@@ -37,8 +38,9 @@ def host_kernels() -> Kernels:
 
 def session_options(folder: Path, kernels: Kernels, *, threads: int | None, optimise: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # A number of our own even where the caller leaves it open: with its default ONNX Runtime pins its threads to cores,
+    # and a pinned thread that meets the caller's on one core halves the speed of a small model (measured).
+    options.intra_op_num_threads = physical_cores() if threads is None else threads
     options.log_severity_level = 3
     entries = {
         # The model comes from memory, its weights from this folder.

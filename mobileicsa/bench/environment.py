@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from mobileicsa.io.cores import usable_cores
 
 PACKAGES = ("mobileicsa", "torch", "transformers", "tokenizers", "safetensors", "onnx", "onnxruntime", "executorch")
 # Flags that decide which integer kernels a runtime picks, x86 first, then Arm.
@@ -36,11 +37,6 @@ def installed_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, which a container may make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_info() -> dict[str, str]:
