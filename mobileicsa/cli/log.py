@@ -15,13 +15,13 @@ LOGGERS = ("mobileicsa", "mobileicsa_export")
 
 @contextmanager
 def log_to(console: Console, *, debug: bool) -> Iterator[None]:
-    """Our warnings, and with `debug` everything of ours; what other libraries log is not shown here."""
+    """What we log, with `debug` in every detail; what other libraries log is not shown here."""
     handler = _LineHandler(console)
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+        logger.setLevel(logging.DEBUG if debug else logging.INFO)
         logger.propagate = False
     try:
         yield
@@ -41,7 +41,8 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = f"{record.levelname.lower()}: {record.getMessage()}"
+            kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            text = f"{kind}{record.getMessage()}"
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ TOKENIZER_FILES = (
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_SUMS_CHARACTERS = 1 << 20
 GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Checkpoint:
 
     - `folder` is None for GGUF;
     - `config` holds only the keys of `config_filter`; `ignored` names the keys and files left out;
+    - `revision` is the commit of a model from the hub;
     - `identity` is a SHA-256 over config and weights: equal identity means equal model.
     """
 
@@ -62,6 +63,7 @@ class Checkpoint:
     generation: dict[str, Any]
     identity: str
     tokenizer_writer: Callable[[Path], None]
+    revision: str | None = None
 
     def write_tokenizer(self, folder: Path) -> None:
         """Put the tokenizer's files into `folder`."""
@@ -70,8 +72,11 @@ class Checkpoint:
         self.tokenizer_writer(folder)
 
 
-def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
-    """Open `name`: a folder or GGUF file, a bundled name, or `org/model` on the hub (the only one to use a network)."""
+def open_checkpoint(name: str) -> Checkpoint:
+    """Open `name`: a folder or GGUF file, a bundled name, or a model on the hub (the only one to use a network).
+
+    A model on the hub is `org/model`, or `org/model@revision` (branch, tag or commit).
+    """
     try:
         path = Path(name).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -88,8 +93,9 @@ def open_checkpoint(name: str, *, revision: str | None = None) -> Checkpoint:
         return _open_gguf(name, path)
     if name in BUNDLED:
         return _open_gguf(name, _bundled_file(name))
-    if _HUB_ID.fullmatch(name):
-        return _open_folder(name, download(name, revision))
+    if on_hub := _HUB_ID.fullmatch(name):
+        folder = download(on_hub[1], on_hub[2])
+        return replace(_open_folder(name, folder), revision=folder.name)
     raise InputError(
         f"{name}: no such folder or file",
         hint=f"give a model folder, a .gguf file, a hub id such as org/model, or one of: {', '.join(BUNDLED)}",

@@ -113,5 +113,5 @@ def test_fault_46_a_hub_that_hangs_or_does_not_know_the_model_is_an_environment_
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         start = time.monotonic()
         with pytest.raises(EnvironmentFault, match=r"org/model: cannot be found .*revision v9"):
-            open_checkpoint("org/model", revision="v9")
+            open_checkpoint("org/model@v9")
         assert time.monotonic() - start < 10
