@@ -17,13 +17,12 @@ import yaml
 from torch import Tensor
 
 from mobileicsa.artifact import layout
+from mobileicsa.artifact.calibration import calibration_windows
 from mobileicsa.artifact.golden import record, record_greedy
 from mobileicsa.artifact.manifest import write_manifest
 from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
 from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.artifact.tokenizer import Tokenizer, open_tokenizer
-from mobileicsa.calibrate.generated import generate_windows
-from mobileicsa.calibrate.text import make_windows
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
@@ -31,7 +30,7 @@ from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.machine import peak_memory
 from mobileicsa.io.paths import check_output
 from mobileicsa.io.staging import Staging
-from mobileicsa.models.load import FloatWeights, load_decoder
+from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.backend import find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.quantize.pipeline import Progress, Result, quantize_model
@@ -110,27 +109,8 @@ class _Build:
         # The tokenizer is not part of the checkpoint's identity.
         inputs = sha256_bytes(f"{plan.run_id} {sha256_file(self.staging.folder / layout.TOKENIZER)}".encode())
         if not store.done("calibration", inputs):
-            amount = plan.recipe.calibration
-            if plan.calibration_text is None:
-                tick = self.progress.step("calibration text", amount.length)
-                decoder = load_decoder(plan.checkpoint)
-                windows = generate_windows(decoder, amount.samples, amount.length, plan.options.seed, tick)
-                digest, note, source = sha256_bytes(windows.numpy().tobytes()), "", "self-generated"
-            else:
-                text_windows = make_windows(
-                    plan.calibration_text,
-                    tokenizer.encode,
-                    plan.spec.vocab_size,
-                    amount.samples,
-                    amount.length,
-                    str(plan.options.calibration),
-                )
-                windows, digest, note = text_windows.windows, text_windows.sha256, text_windows.note
-                source = "file"
-            # The file's name and text stay out of the artifact: only its hash and counts go in.
-            data = {"source": source, "sha256": digest, "note": note, "seed": plan.options.seed}
-            data |= {"windows": windows.shape[0], "length": windows.shape[1] + 1, "tokens": windows.numel()}
-            store.save("calibration", inputs, {"windows": windows}, data)
+            windows, facts = calibration_windows(plan, tokenizer, self.progress)
+            store.save("calibration", inputs, {"windows": windows}, facts)
         tensors, data = store.load("calibration")
         if data["note"]:
             log.warning("calibration text: %s", data["note"])
@@ -226,6 +206,7 @@ class _Build:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": {
                 "name": _public_name(plan.checkpoint.source_name),
+                "revision": plan.checkpoint.revision,
                 "model_type": spec.model_type,
                 "parameters": spec.decoder_weight_count + table,
                 "decoder_weights": spec.decoder_weight_count,
@@ -287,7 +268,8 @@ def export_artifact(folder: Path, target: Target, output: Path, progress: Progre
     frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
     decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
     result: dict[str, Any] = {"target": target.name, "backends": {}}
-    with OutputLock(output), Staging(output, "export" + sha256_bytes(repr(target).encode())[:10]) as staging:
+    run = "export" + sha256_bytes(repr(target).encode())[:10]
+    with OutputLock(output), Staging(output, run, resumable=False) as staging:
         for name in target.backends:
             tick = progress.step(f"write {name} for {target.name}", 1)
             result["backends"][name] = write_backend(decoder, target, name, staging.folder / name, frozen.plan)

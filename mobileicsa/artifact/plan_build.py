@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -15,12 +16,13 @@ from typing import Any
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
+from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.io.hashing import sha256_bytes
-from mobileicsa.io.machine import available_memory, free_disk
+from mobileicsa.io.machine import BASE_MEMORY_BYTES, available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
@@ -29,8 +31,7 @@ from mobileicsa.quantize.recipe import Recipe, load_recipe
 
 EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}  # factor on the recipe's calibration windows
 INT32_MAX = 2**31 - 1
-# Interpreter, PyTorch and the exporters, before any weight (measured).
-BASE_MEMORY_BYTES = 900 << 20
+ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
 DEFAULT_RECIPE = "prefix"
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class BuildPlan:
 
 
 def plan_build(options: BuildOptions) -> BuildPlan:
-    """Check everything; raises the error the user should see, writes nothing but the output's parent folder."""
+    """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
     recipe = _scaled(load_recipe(options.recipe, options.overrides), options.effort)
     if not options.targets:
@@ -117,7 +118,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     text = None if options.calibration is None else read_text(options.calibration)
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
-    _check_tokenizer(checkpoint, spec)
+    special = _check_tokenizer(checkpoint, spec, options.strict)
     recipe, notes = _fitting_recipe(recipe, spec)
     unread = check_tensors(spec, checkpoint.tensors)
     if unread and options.strict:
@@ -126,6 +127,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     targets = tuple(_fitting(target, spec) for target in targets)
     memory, disk = _estimate(spec, recipe, scheme, targets)
     _check_machine(options.output, memory, disk)
+    _check_finite(checkpoint, unread)
     return BuildPlan(
         options=options,
         checkpoint=checkpoint,
@@ -138,7 +140,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         memory_bytes=memory,
         disk_bytes=disk,
         run_id=_run_id(options, checkpoint, scheme, recipe, targets, text),
-        notes=notes,
+        notes=special + notes,
     )
 
 
@@ -150,12 +152,21 @@ def _local(model: str) -> Path | None:
         return None
 
 
-def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    """A folder's tokenizer now; a GGUF's takes seconds to convert, and its vocabulary is that of its embedding."""
-    if checkpoint.folder is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            checkpoint.write_tokenizer(Path(scratch))
-            open_tokenizer(Path(scratch), spec, checkpoint.source_name)
+def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec, strict: bool) -> list[str]:
+    """A folder's tokenizer now; a GGUF's takes seconds to convert, and its vocabulary is that of its embedding.
+
+    Returns what is odd but no error (with `strict` it is one).
+    """
+    if checkpoint.folder is None:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint.write_tokenizer(Path(scratch))
+        notes = open_tokenizer(Path(scratch), spec, checkpoint.source_name).check_special(spec, checkpoint.source_name)
+    for note in notes:
+        if strict:
+            raise InputError(note)
+        log.warning("%s", note)
+    return notes
 
 
 def _fitting_recipe(recipe: Recipe, spec: ModelSpec) -> tuple[Recipe, list[str]]:
@@ -172,7 +183,11 @@ def _fitting_recipe(recipe: Recipe, spec: ModelSpec) -> tuple[Recipe, list[str]]
 
 def _scaled(recipe: Recipe, effort: str) -> Recipe:
     if effort not in EFFORTS:
-        raise UsageError(f"--effort {effort}: unknown; efforts are {', '.join(EFFORTS)}")
+        near = difflib.get_close_matches(effort, EFFORTS, n=1)
+        raise UsageError(
+            f"--effort {effort}: unknown; efforts are {', '.join(EFFORTS)}",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
     samples = max(1, round(recipe.calibration.samples * EFFORTS[effort]))
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"samples": samples})})
 
@@ -187,13 +202,25 @@ def _check_backends(targets: tuple[Target, ...]) -> None:
 
 
 def _check_accumulators(spec: ModelSpec, scheme: QuantScheme) -> None:
-    """An int8 x int8 sum over the longest row must fit int32 (A16 linears accumulate in 64 bits or float)."""
-    longest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    if scheme.bits("norm_out") == 8 and longest * 255 * 2 ** (scheme.weight_bits - 1) > INT32_MAX:
-        raise SchemeError(
-            f"scheme {scheme.name}: sums over {longest} products can overflow 32 bits",
-            hint="this model is too wide for int32 accumulation at these bits",
-        )
+    """The largest sum of any linear must fit int32: K activations of at most 255 steps times the largest weight code.
+
+    16-bit activations are summed a byte at a time, so that the same bound holds for them.
+    """
+    inner = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+    for part, products, bits in (("layers", inner, scheme.weight_bits), ("head", spec.hidden_size, scheme.head_bits)):
+        largest = -WeightEncoding(bits=bits, narrow=scheme.narrow_weights).qmin
+        if products * ACTIVATION_STEPS * largest > INT32_MAX:
+            raise SchemeError(
+                f"scheme {scheme.name}: {part}: sums over {products} products can overflow 32 bits",
+                hint=f"at {bits}-bit weights a row may have {INT32_MAX // (ACTIVATION_STEPS * largest)} at most",
+            )
+
+
+def _check_finite(checkpoint: Checkpoint, unread: list[str]) -> None:
+    """Read every weight once: NaN in the last layer must be found now, not when that layer's turn comes."""
+    for name in checkpoint.tensors.names():
+        if name not in unread:
+            checkpoint.tensors.get(name)
 
 
 def _fitting(target: Target, spec: ModelSpec) -> Target:
@@ -219,12 +246,8 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
 
 
 def _check_machine(output: Path, memory: int, disk: int) -> None:
-    available, free = available_memory(), free_disk(output)
-    if memory > available:
-        raise EnvironmentFault(
-            f"needs about {memory / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available",
-            hint="close other programs, use --effort fast, or take a machine with more memory",
-        )
+    require_memory(memory)
+    free = free_disk(output)
     if disk > free:
         raise EnvironmentFault(
             f"{output}: needs about {disk / 2**20:.0f} MiB of disk, {free / 2**20:.0f} MiB are free",
