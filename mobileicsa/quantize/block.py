@@ -90,8 +90,8 @@ def encode_part(
                 "bits": encoding.bits,
                 "low": edge.statistics.low,
                 "high": edge.statistics.high,
-                "sqnr_db": round(signal_to_noise_db(edge.statistics, encoding), 2),
-                "clipped": clipped_share(edge.statistics, encoding),
+                "sqnr_db": round(signal_to_noise_db(edge, encoding), 2),
+                "clipped": clipped_share(edge, encoding),
             }
 
 

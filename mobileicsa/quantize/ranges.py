@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from mobileicsa.calibrate.statistics import EdgeStatistics, ObservedEdge, fake_quantize
+from torch import Tensor
+
+from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
 from mobileicsa.core.encoding import TensorEncoding, asymmetric
 from mobileicsa.core.scheme import QuantScheme
 
@@ -29,19 +31,25 @@ def encode_edge(edge: ObservedEdge, scheme: QuantScheme, ranges: Literal["minmax
     return statistics.least_error(bits, mantissa, MSE_RATIOS)
 
 
-def signal_to_noise_db(statistics: EdgeStatistics, encoding: TensorEncoding) -> float:
+def signal_to_noise_db(edge: ObservedEdge, encoding: TensorEncoding) -> float:
     """SQNR in dB of the edge's sample on its grid."""
-    assert statistics.sample is not None
-    sample = statistics.sample.double()
-    noise = float((fake_quantize(statistics.sample, encoding).double() - sample).square().mean())
+    values = _meant_values(edge)
+    sample = values.double()
+    noise = float((fake_quantize(values, encoding).double() - sample).square().mean())
     power = float(sample.square().mean())
     return 10 * math.log10(max(power, 1e-30) / max(noise, 1e-30))
 
 
-def clipped_share(statistics: EdgeStatistics, encoding: TensorEncoding) -> float:
+def clipped_share(edge: ObservedEdge, encoding: TensorEncoding) -> float:
     """Share of the edge's sample that saturates: farther than half a step outside of the grid."""
-    assert statistics.sample is not None
+    values = _meant_values(edge)
     low, high = encoding.real_range()
     half = encoding.scale[0] / 2
-    outside = (statistics.sample < low - half) | (statistics.sample > high + half)
+    outside = (values < low - half) | (values > high + half)
     return round(float(outside.float().mean()), 6)
+
+
+def _meant_values(edge: ObservedEdge) -> Tensor:
+    """The edge's sample; what lies outside of a range that is known beforehand saturates by design (masked scores)."""
+    assert edge.statistics.sample is not None
+    return edge.statistics.sample if edge.fixed is None else edge.statistics.sample.clamp(*edge.fixed)

@@ -1,0 +1,184 @@
+"""The main route on a real model, as a user runs it: quantise, verify, evaluate, bench; one JSON with everything.
+
+    python -m benchmarks.route.run --work build/route --windows 160
+
+Perplexity: WikiText-2 raw test, windows of 256 tokens, BOS (or the artifact's prefix) first. Calibration text is
+written by the model itself: nothing here has seen WikiText. Every step is one command line; a finished step's answer
+stays in the work folder and is not computed again. Speed is measured last, with nothing else running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.route.figure import draw
+from mobileicsa.bench.environment import environment
+from mobileicsa.io.json_file import write_json
+
+MODEL = "smollm2-135m"
+RESULT = "route-smollm2-135m"
+RESULTS = Path(__file__).parents[1] / "results"
+WINDOW = 256
+
+
+@dataclass(frozen=True)
+class Build:
+    """One artifact; the baselines need no runtime, their accuracy is the simulator's."""
+
+    scheme: str
+    recipe: str
+    timed: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme}-{self.recipe}"
+
+
+BUILDS = (
+    Build("w8a8", "minmax"),
+    Build("w8a8", "smoothquant"),
+    Build("w8a8", "prefix", timed=True),
+    Build("w4a8", "minmax"),
+    Build("w4a8", "smoothquant"),
+    Build("w4a8", "prefix", timed=True),
+    Build("w4a16", "prefix"),
+)
+
+
+class Steps:
+    """Command lines whose JSON answers are kept in the work folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        (work / "answers").mkdir(parents=True, exist_ok=True)
+
+    def ask(self, name: str, *arguments: str, allowed: tuple[int, ...] = (0,)) -> dict[str, Any]:
+        """The answer of `mobileicsa <arguments> --json`, with its wall time and peak memory."""
+        path = self.work / "answers" / f"{name}.json"
+        if not path.is_file():
+            print(f"{name}: mobileicsa {' '.join(arguments)}", flush=True)
+            answer = _measured([sys.executable, "-m", "mobileicsa", *arguments, "--json"], allowed)
+            write_json(path, answer)
+        answer_again: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return answer_again
+
+    def build(self, build: Build) -> dict[str, Any]:
+        arguments = ["--model", MODEL, "--scheme", build.scheme, "--recipe", build.recipe]
+        return self.ask(f"build-{build.name}", "quantize", *arguments, "--output", self.artifact(build), "--overwrite")
+
+    def artifact(self, build: Build) -> str:
+        return str(self.work / build.name)
+
+    def perplexity(self, model: str, name: str, backend: str, text: Path, windows: int | None) -> dict[str, Any]:
+        limit = [] if windows is None else ["--max-windows", str(windows)]
+        arguments = ["--model", model, "--backend", backend, "--text", str(text), "--window", str(WINDOW), *limit]
+        return self.ask(f"eval-{name}-{backend}", "eval", *arguments)
+
+
+def _measured(command: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
+    """Run a command; its JSON answer, wall seconds and peak resident memory (of the process itself)."""
+    read, write = os.pipe()
+    start = time.monotonic()
+    child = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8") as answer:
+        text = answer.read()
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in allowed:
+        raise SystemExit(f"exit code {code}: {' '.join(command)}\n{text}")
+    return {
+        "answer": json.loads(text),
+        "wall_s": round(time.monotonic() - start, 1),
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=None, help="of the test text; default: all")
+    parser.add_argument("--backend-windows", type=int, default=None, help="for the runtimes; default: as --windows")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOBILEICSA_DATA", "../shared/data")))
+    options = parser.parse_args()
+    text = options.data / "wikitext2" / "wiki.test.raw"
+    if not text.is_file():
+        raise SystemExit(f"{text}: no such file; set MOBILEICSA_DATA")
+    steps = Steps(options.work)
+    reference = steps.perplexity(MODEL, "float", "float", text, options.windows)["answer"]
+    rows = [_row(steps, build, text, options, reference["perplexity"]) for build in BUILDS]
+    for build, row in zip(BUILDS, rows, strict=True):
+        if build.timed:
+            row["bench"] = steps.ask(f"bench-{build.name}", "bench", steps.artifact(build), "--baseline", "float")[
+                "answer"
+            ]["backends"]
+    result = {
+        "model": MODEL,
+        "text": "WikiText-2 raw test",
+        "window": WINDOW,
+        "windows": reference["windows"],
+        "tokens": reference["tokens"],
+        "bos": reference["bos"],
+        "float_perplexity": reference["perplexity"],
+        "rows": rows,
+        "environment": environment(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{RESULT}.json", result)
+    (RESULTS / f"{RESULT}.svg").write_text(draw(result), encoding="utf-8")
+    print(f"wrote {RESULTS / RESULT}.json and .svg")
+
+
+def _row(
+    steps: Steps, build: Build, text: Path, options: argparse.Namespace, float_perplexity: float
+) -> dict[str, Any]:
+    built = steps.build(build)
+    report = built["answer"]
+    folder = steps.artifact(build)
+    evaluated = steps.perplexity(folder, build.name, "simulator", text, options.windows)["answer"]
+    row: dict[str, Any] = {
+        "scheme": build.scheme,
+        "recipe": build.recipe,
+        "prefix": report["prefix"]["text"],
+        "perplexity": evaluated["perplexity"],
+        "ratio": evaluated["perplexity"] / float_perplexity,
+        "quantize_s": built["wall_s"],
+        "quantize_peak_rss_bytes": built["peak_rss_bytes"],
+        "files": {name: made["files"] for name, made in report["targets"]["host-cpu"].items()},
+        "pte_bytes_per_decoder_weight": _pte_bytes_per_weight(report),
+    }
+    if build.timed:
+        verified = steps.ask(f"verify-{build.name}", "verify", folder, allowed=(0, 5))["answer"]
+        row["verify"] = {name: _agreement(found) for name, found in verified["backends"].items()}
+        row["verify_ok"] = verified["ok"]
+        windows = options.backend_windows or options.windows
+        for backend in ("onnx", "executorch"):
+            measured = steps.perplexity(folder, build.name, backend, text, windows)["answer"]
+            row[f"{backend}_perplexity"] = {key: measured[key] for key in ("perplexity", "windows", "tokens")}
+    return row
+
+
+def _agreement(found: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: found[key] for key in ("equal_share", "max_steps", "calls", "identical_calls") if key in found}
+    if "greedy" in found:
+        kept["greedy"] = {key: found["greedy"][key] for key in ("token_agreement", "identical", "prompts")}
+    return kept
+
+
+def _pte_bytes_per_weight(report: dict[str, Any]) -> float:
+    """All of model.pte but one int8 copy of the vocabulary table, over the linear weights inside decoder layers."""
+    model = report["model"]
+    table = model["parameters"] - model["decoder_weights"]
+    file: int = report["targets"]["host-cpu"]["executorch"]["files"]["model.pte"]
+    return (file - table) / int(model["decoder_weights"])
+
+
+if __name__ == "__main__":
+    main()
