@@ -290,12 +290,16 @@ def is_artifact(name: str) -> bool:
     return (Path(name) / layout.MANIFEST).is_file()
 
 
-def load_model(name: str, backend: str | None = None, *, threads: int | None = None) -> QuantizedModel | FloatModel:
-    """An artifact folder on a back end (default simulator), or a checkpoint in float."""
+def load_model(
+    name: str, backend: str | None = None, *, target: str | None = None, threads: int | None = None
+) -> QuantizedModel | FloatModel:
+    """An artifact folder on a back end (default simulator) and target (default its first), or a checkpoint in float."""
     if is_artifact(name):
         if backend == FLOAT:
             raise UsageError(f"{name}: is an artifact", hint="--backend float takes the original model")
-        return QuantizedModel.from_pretrained(name, backend=backend or SIMULATOR, threads=threads)
+        return QuantizedModel.from_pretrained(name, backend=backend or SIMULATOR, target=target, threads=threads)
+    if target is not None:
+        raise UsageError(f"{name}: is not an artifact, --target {target} needs one", hint="quantize it first")
     if backend not in (None, FLOAT):
         if Path(name).is_dir() and (Path(name) / layout.PLAN).is_file():
             read_manifest(Path(name))

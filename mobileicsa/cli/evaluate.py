@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import JsonFlag, ThreadsOption
+from mobileicsa.cli.options import JsonFlag, TargetOption, ThreadsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,7 @@ def evaluate(
         ),
     ] = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    target: TargetOption = None,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -61,7 +62,7 @@ def evaluate(
     content = read_text(text)
     with context.obj.progress() as progress:
         tick = progress.step("open model", 1 if reference is None else 2)
-        loaded = load_model(model, backend, threads=threads)
+        loaded = load_model(model, backend, target=target, threads=threads)
         tick()
         compared = None
         if reference is not None:
@@ -79,7 +80,7 @@ def evaluate(
         )
     saved = save and is_artifact(model)
     if saved:
-        record_evaluation(Path(model), text.name, result)
+        record_evaluation(Path(model), text.name, result, target)
     document = {"model": model, "text": text.name, **result}
     return Answer(document=document, show=lambda console: _show(console, document, saved))
 

@@ -16,3 +16,6 @@ ArtifactFolder = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads of the runtime; by default it decides.")
 ]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", metavar="NAME", help="Which of the artifact's targets; by default its first.")
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag, ThreadsOption
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag, TargetOption, ThreadsOption
 from mobileicsa.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Use the model's chat form; without --prompt ask again and again.")
     ] = False,
+    target: TargetOption = None,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -54,7 +55,7 @@ def run(
 
     with screen.progress() as progress:
         tick = progress.step(f"open {folder}", 1)
-        model = load_model(str(folder), backend, threads=threads)
+        model = load_model(str(folder), backend, target=target, threads=threads)
         tick()
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     if prompt is None:

@@ -16,15 +16,18 @@ def record(folder: Path, section: str, value: dict[str, Any]) -> None:
     _write(folder, {**report, section: value})
 
 
-def record_evaluation(folder: Path, text_name: str, result: dict[str, Any]) -> None:
-    """Add a row for one back end; rows of another text or other windows are not comparable and make room."""
+def record_evaluation(folder: Path, text_name: str, result: dict[str, Any], target: str | None = None) -> None:
+    """Add a row for one back end, and target where it is not the artifact's first.
+
+    Rows of another text or other windows are not comparable and make room.
+    """
     report = _read(folder)
     terms = {"text": text_name, "sha256": result["text_sha256"]}
     terms |= {name: result[name] for name in ("window", "stride", "tokens", "bos")}
     before = report.get("evaluation") or {}
     rows = before.get("rows", []) if {name: before.get(name) for name in terms} == terms else []
     row = {
-        "backend": result["backend"],
+        "backend": result["backend"] if target is None else f"{result['backend']}, {target}",
         "perplexity": result["perplexity"],
         "kl_to_float": result.get("kl_to_reference"),
         "top1_agreement": result.get("top1_agreement"),

@@ -87,11 +87,14 @@ def result_rows(report: dict[str, Any]) -> list[dict[str, str]]:
             baseline = timed["float32"]
             rows.append(_result_row(f"{backend_name(name)}, float32", baseline["file_bytes"], None, baseline, None))
             rows[-1]["baseline"] = "yes"
+    # Other targets of the same artifact: their accuracy alone.
+    shown = {"float", "simulator", *exported(report)}
+    rows += [_result_row(name, None, row, None, None) for name, row in accuracy.items() if name not in shown]
     return rows
 
 
 def _result_row(
-    name: str, count: int, accuracy: dict[str, Any] | None, speed: dict[str, Any] | None, ratio: float | None
+    name: str, count: int | None, accuracy: dict[str, Any] | None, speed: dict[str, Any] | None, ratio: float | None
 ) -> dict[str, str]:
     accuracy, speed = accuracy or {}, speed or {}
     decode = significant(speed.get("decode_tokens_per_s"))
