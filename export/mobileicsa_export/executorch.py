@@ -59,21 +59,33 @@ class ExecutorchBackend:
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         from mobileicsa_export.executorch_session import ExecutorchSession
 
-        return ExecutorchSession(folder, spec, threads=threads)
+        return ExecutorchSession(folder, spec, target, threads=threads)
+
+    def placement(self, folder: Path, target: Target) -> dict[str, Any]:
+        from mobileicsa_export.executorch_placement import placement
+
+        return placement(folder / MODEL_FILE)
 
 
 def constant_methods(spec: ModelSpec, target: Target, metadata: dict[str, Any]) -> dict[str, Any]:
     """Methods that return a constant, named as ExecuTorch's own LLM runners read them, and ours."""
     return {
-        "get_bos_id": metadata["bos_id"],
-        "get_eos_ids": list(metadata["eos_ids"]),
+        **identity(spec, target),
+        "get_eos_ids": list(metadata["eos_ids"]) or [-1],
         "get_prefix_ids": list(metadata["prefix_ids"]) or [-1],
-        "get_vocab_size": spec.vocab_size,
         "get_max_seq_len": target.context,
+        "use_kv_cache": True,
+    }
+
+
+def identity(spec: ModelSpec, target: Target) -> dict[str, int]:
+    """The constants that tell whether a file belongs to this model and target; no BOS reads -1."""
+    return {
+        "get_bos_id": -1 if spec.bos_id is None else spec.bos_id,
+        "get_vocab_size": spec.vocab_size,
+        "get_n_layers": spec.num_layers,
         "get_max_context_len": target.context,
         "get_prefill_chunk": target.prefill_chunk,
-        "get_n_layers": spec.num_layers,
-        "use_kv_cache": True,
     }
 
 
@@ -122,6 +134,8 @@ def _save(lowered: EdgeProgramManager, path: Path) -> None:
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
+    from mobileicsa_export.executorch_segments import store_equal_bytes_once
+
     # Inputs are read where the caller has them: the cache is never copied.
     planning = MemoryPlanningPass(alloc_graph_input=False)
     try:
@@ -132,3 +146,4 @@ def _save(lowered: EdgeProgramManager, path: Path) -> None:
         raise Unsupported(str(error).partition(": ")[2], "ExecuTorch has no kernel for it") from error
     with path.open("wb") as file:
         program.write_to_file(file)
+    store_equal_bytes_once(path)

@@ -17,8 +17,9 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
     """
     editor = ProgramEditor(program)
     _drop_annotations(editor)
-    widen_int4(editor)
-    counts = LinearPass(editor, weights).run()
+    counts = widen_int4(editor)
+    counts |= LinearPass(editor, weights).run()
+    _gather_from_padded(editor, weights)
     edges = express_int16(editor)
     if edges:
         counts["int16_edges_in_float_arithmetic"] = edges
@@ -56,6 +57,22 @@ def _core_operators(editor: ProgramEditor) -> None:
         with editor.standing_for(node):
             scalars = [editor.scalar(float(v)) for v in values]  # type: ignore[arg-type]
             editor.replace(node, editor.call(aten.where.self, condition, *scalars))
+
+
+def _gather_from_padded(editor: ProgramEditor, weights: dict[int, Tensor]) -> None:
+    """A tied head's table is gathered from its padded form, so that the file need not hold the plain one too."""
+    for node in nodes(editor, aten.embedding.default):
+        table = node.args[0]
+        assert isinstance(table, fx.Node)
+        value = editor.value(table)
+        padded = None if value is None else weights.get(value.data_ptr())
+        if padded is not None:
+            with editor.standing_for(node):
+                rows = editor.call(
+                    aten.embedding.default, editor.constant(f"{table.name}_padded", padded), *node.args[1:]
+                )
+                width = shape(table)[-1]
+                editor.replace(node, editor.call(aten.slice.Tensor, rows, len(shape(node)) - 1, 0, width))
 
 
 def _mean_as_linear(editor: ProgramEditor) -> None:

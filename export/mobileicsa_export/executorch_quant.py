@@ -24,6 +24,8 @@ DEQUANTIZE = quantized.dequantize_per_tensor.default
 DEQUANTIZE_CHANNEL = quantized.dequantize_per_channel.default
 MOVES = (aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default)
 
+MAX_MULTIPLIER = 256  # XNNPACK writes a static linear with a larger one, and refuses to load it
+MAX_BIAS = 2**30  # in steps of the sum: half of int32 is left to the sum itself
 # float32 has steps of 1 here, so that adding it rounds half to even.
 ROUNDER = 1.5 * 2**23
 
@@ -52,11 +54,23 @@ def nodes(editor: ProgramEditor, *targets: object) -> list[fx.Node]:
     return [n for n in editor.graph.nodes if n.op == "call_function" and n.target in targets]
 
 
-def widen_int4(editor: ProgramEditor) -> None:
-    """XNNPACK tells 4-bit weights by the range [-8, 7]; that -8 is unused changes nothing."""
+def widen_int4(editor: ProgramEditor) -> dict[str, int]:
+    """XNNPACK tells 4-bit weights by the range [-8, 7]; that -8 is unused changes nothing.
+
+    It packs two to a byte across the ends of rows, so that rows of odd length come out shifted: those stay 8-bit.
+    """
+    odd = 0
     for node in nodes(editor, DEQUANTIZE_CHANNEL):
-        if node.args[4:6] == (-7, 7):
+        if node.args[4:6] != (-7, 7):
+            continue
+        weight = node.args[0]
+        assert isinstance(weight, fx.Node)
+        if shape(weight)[-1] % 2:
+            odd += 1
+            node.args = (*node.args[:4], -128, 127, *node.args[6:])
+        else:
             node.args = (*node.args[:4], -8, *node.args[5:])
+    return {"odd_int4_rows_as_int8": odd} if odd else {}
 
 
 class LinearPass:
@@ -83,16 +97,20 @@ class LinearPass:
             grid = Grid.of(x)
             if grid.dtype == torch.int16:
                 self._split(node, x, grid)
-            elif not self._static(node):
+            elif not self._static(node, grid):
                 self._pinned(node, x, grid)
         return {k: v for k, v in self.counts.items() if v}
 
-    def _static(self, node: fx.Node) -> bool:
+    def _static(self, node: fx.Node, grid: Grid) -> bool:
         """True where the output goes, moved only, to one 8-bit quantise; that one is repeated at the linear."""
+        if not self._bias_fits(node, grid):
+            return False
         end = only_user(node)
         while end is not None and end.target in MOVES:
             end = only_user(end)
         if end is None or end.target is not QUANTIZE or Grid.of(end).dtype != torch.int8:
+            return False
+        if not self._multiplier_fits(node, grid, Grid.of(end)):
             return False
         self.counts["int8_to_int8"] += 1
         if end.args[0] is not node:
@@ -103,6 +121,22 @@ class LinearPass:
                 y = self.editor.call(DEQUANTIZE, q, *end.args[1:])
             user.replace_input_with(node, y)
         return True
+
+    def _bias_fits(self, node: fx.Node, grid: Grid) -> bool:
+        """A static kernel adds the bias to its sum as int32."""
+        bias = node.args[2] if len(node.args) > 2 else None
+        if not isinstance(bias, fx.Node):
+            return True
+        value, scales = self.editor.value(bias), self.editor.value(node.args[1].args[1])  # type: ignore[union-attr, arg-type]
+        assert value is not None
+        assert scales is not None
+        return bool((value.abs() / (scales * grid.scale)).max() < MAX_BIAS)
+
+    def _multiplier_fits(self, node: fx.Node, grid: Grid, out: Grid) -> bool:
+        """Of sums to output steps; a large weight that meets only zeros in calibration makes it large."""
+        scales = self.editor.value(node.args[1].args[1])  # type: ignore[union-attr, arg-type]
+        assert scales is not None
+        return float(scales.max()) * grid.scale < MAX_MULTIPLIER * out.scale
 
     def _pinned(self, node: fx.Node, x: fx.Node, grid: Grid) -> None:
         edit = self.editor

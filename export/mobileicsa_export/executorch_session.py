@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import VerificationError
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, sha256
+from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, identity, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class ExecutorchSession:
 
     _open: ClassVar[WeakSet[ExecutorchSession]] = WeakSet()
 
-    def __init__(self, folder: Path, spec: ModelSpec, *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> None:
         path = folder / MODEL_FILE
         _check_digest(path, folder / DIGEST_FILE)
         if threads is not None:
@@ -36,9 +37,7 @@ class ExecutorchSession:
 
         try:
             self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
-            missing = sorted(set(METHODS) - self._program.method_names)
-            if missing:
-                raise VerificationError(f"{path}: no method {', '.join(missing)}")
+            _check_identity(path, self._program, spec, target)
             self._methods: dict[str, Any] = {name: self._program.load_method(name) for name in METHODS}
         except (RuntimeError, ValueError) as error:
             raise VerificationError(f"{path}: ExecuTorch cannot load it: {error}", hint="export it again") from error
@@ -75,6 +74,20 @@ class ExecutorchSession:
             logger.warning("threads stay as they are: another ExecuTorch session is open")
             return
         portable_lib._unsafe_reset_threadpool(threads)
+
+
+def _check_identity(path: Path, program: Any, spec: ModelSpec, target: Target) -> None:
+    """A sound file of another model or target must not run."""
+    expected = identity(spec, target)
+    missing = sorted({*METHODS, *expected} - program.method_names)
+    if missing:
+        raise VerificationError(f"{path}: no method {', '.join(missing)}")
+    for name, value in expected.items():
+        (found,) = program.load_method(name).execute([])
+        if found != value:
+            raise VerificationError(
+                f"{path}: {name} is {found}, expected {value}", hint="the file belongs to another model or target"
+            )
 
 
 def _check_digest(path: Path, digest: Path) -> None:

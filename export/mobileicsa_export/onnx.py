@@ -65,7 +65,14 @@ class OnnxBackend:
         """`exact` gives the simulator's integers to the last one, at about two thirds of the speed."""
         from mobileicsa_export.onnx_session import OnnxSession
 
-        return OnnxSession(folder, spec, threads=threads, numerics="exact" if exact else "fast")
+        session = OnnxSession(folder, spec, threads=threads, numerics="exact" if exact else "fast")
+        session.check_target(target)
+        return session
+
+    def placement(self, folder: Path, target: Target) -> dict[str, Any]:
+        from mobileicsa_export.onnx_placement import placement
+
+        return placement(folder, primitive=target.nonlinear == "primitive")
 
 
 def _stored_bits(decoder: Decoder, target: Target) -> dict[str, int]:

@@ -5,53 +5,84 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobileicsa_export.onnx import MODEL_FILES
+from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_session import start
+from mobileicsa_export.onnx_unencoded import unencoded
 
 INTEGER_PRODUCTS = ("QLinearMatMul", "MatMulIntegerToFloat")
 FLOAT_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 BOUNDARIES = ("QuantizeLinear", "DequantizeLinear", "Cast")
+KERNEL_EVENT = "_kernel_time"
 TYPES = {"tensor(int64)": np.int64, "tensor(int8)": np.int8, "tensor(float)": np.float32}
 
 
-def placement(folder: Path, method: str = "decode") -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One executed operator: its node, input types, and bytes of inputs that are constants."""
+
+    op: str
+    node: str
+    types: tuple[str, ...]
+    constant_bytes: int
+
+
+def placement(folder: Path, method: str = "decode", *, primitive: bool = False) -> dict[str, Any]:
     """Kernels of one step by kind: `integer` (arithmetic or movement of integers), `float`, `boundary` (Q, DQ).
 
     `by_op` counts each operator as {"integer": n, "float": n, "boundary": n}; `products` are matrix products
-    with a weight or between activations, in integer and in float kernels.
+    with a weight or between activations, in integer and in float kernels; `fallbacks` are products with a weight
+    that ran in float here, and, in a `primitive` graph, whatever the file leaves without an encoding.
     """
     kernels = _executed(folder / MODEL_FILES[method])
-    totals: Counter[str] = Counter({"integer": 0, "float": 0, "boundary": 0})
+    totals: Counter[str] = Counter({"integer": 0, "float": 0, "boundary": 0, "outside": 0})
     by_op: dict[str, Counter[str]] = {}
     products: Counter[str] = Counter({"integer": 0, "float": 0})
-    for op, types in kernels:
-        kind = _kind(op, types)
+    fallbacks = unencoded(load_graph(folder / MODEL_FILES[method]).graph) if primitive else []
+    for kernel in kernels:
+        kind = _kind(kernel)
         totals[kind] += 1
-        by_op.setdefault(op, Counter())[kind] += 1
-        if op in INTEGER_PRODUCTS or op in FLOAT_PRODUCTS:
-            products["integer" if op in INTEGER_PRODUCTS else "float"] += 1
-    return {**totals, "products": dict(products), "by_op": {op: dict(by_op[op]) for op in sorted(by_op)}}
+        by_op.setdefault(kernel.op, Counter())[kind] += 1
+        if kernel.op in INTEGER_PRODUCTS or kernel.op in FLOAT_PRODUCTS:
+            products["integer" if kernel.op in INTEGER_PRODUCTS else "float"] += 1
+        if kernel.op in FLOAT_PRODUCTS and kernel.constant_bytes:
+            fallbacks.append({"node": kernel.node, "reason": "its weight is multiplied in float by ONNX Runtime here"})
+    return {
+        **totals,
+        "products": dict(products),
+        "by_op": {op: dict(by_op[op]) for op in sorted(by_op)},
+        "fallbacks": fallbacks,
+    }
 
 
-def _kind(op: str, types: list[str]) -> str:
-    if op in BOUNDARIES:
+def _kind(kernel: Kernel) -> str:
+    if kernel.op in BOUNDARIES:
         return "boundary"
     # MatMulIntegerToFloat sums integers and scales the sum once; its scales are float inputs.
-    if op in INTEGER_PRODUCTS or "float" not in types:
+    if kernel.op in INTEGER_PRODUCTS or "float" not in kernel.types:
         return "integer"
     return "float"
 
 
-def _executed(path: Path) -> list[tuple[str, list[str]]]:
-    """Operator and input types of every kernel of one step."""
+def _executed(path: Path) -> list[Kernel]:
+    """Every kernel of one step."""
     with tempfile.TemporaryDirectory() as scratch:
         session = start(path, threads=1, numerics="fast", profile=Path(scratch) / "step")
         session.run(None, {i.name: np.zeros(i.shape, TYPES[i.type]) for i in session.get_inputs()})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    kernels = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    return [(k["op_name"], [t for entry in k["input_type_shape"] for t in entry]) for k in kernels]
+    return [
+        Kernel(
+            op=event["args"]["op_name"],
+            node=event["name"].removesuffix(KERNEL_EVENT),
+            types=tuple(t for entry in event["args"]["input_type_shape"] for t in entry),
+            constant_bytes=int(event["args"]["parameter_size"]),
+        )
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL_EVENT)
+    ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
 from mobileicsa.io.cores import physical_cores
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import input_names, output_names
@@ -85,6 +86,17 @@ class OnnxSession:
             session = start(folder / file, threads=threads, numerics=numerics)
             _check_identity(folder / file, session, spec, method)
             self._sessions[method] = session
+        self._folder = folder
+
+    def check_target(self, target: Target) -> None:
+        """VerificationError where the files were written for another target than that of the artifact."""
+        for method, session in self._sessions.items():
+            found = session.get_modelmeta().custom_metadata_map["target"]
+            if found != target.name:
+                raise VerificationError(
+                    f"{self._folder / MODEL_FILES[method]}: was written for target {found}, expected {target.name}",
+                    hint="export the artifact again for the target that you need",
+                )
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]

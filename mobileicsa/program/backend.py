@@ -5,6 +5,7 @@ Back ends register in the entry-point group `mobileicsa.backends`; this package 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -62,6 +63,16 @@ class Backend(Protocol):
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session: ...
 
+    def placement(self, folder: Path, target: Target) -> dict[str, Any]:
+        """Where the operators of one decode step of a written model run on this machine.
+
+        `integer`, `float`, `boundary` (conversions between the two) and `outside` (of the accelerated part) count
+        kernels, `by_op` the same for each operator, `products` matrix products in integer and float kernels.
+        `fallbacks` lists {"node", "reason"} of what runs in float or outside although `target` does not say so: a
+        product with a weight on every target, any operator on a primitive one.
+        """
+        ...
+
 
 def backends() -> dict[str, Backend]:
     """Every registered back end by name, installed or not."""
@@ -71,5 +82,9 @@ def backends() -> dict[str, Backend]:
 def find_backend(name: str) -> Backend:
     found = backends()
     if name not in found:
-        raise InputError(f"back end {name!r} is unknown; known are {', '.join(sorted(found))}")
+        near = difflib.get_close_matches(name, found, n=1)
+        raise InputError(
+            f"back end {name!r} is unknown; known are {', '.join(sorted(found))}",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
     return found[name]

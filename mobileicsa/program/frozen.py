@@ -13,6 +13,7 @@ from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
+from mobileicsa.program.reads import input_scale
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
 
     replace_edges(decoder, encode)
     _fill(decoder, model)
+    _round_biases(decoder)
     if not primitive:
         _fold_constants(decoder)
     left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
@@ -68,6 +70,19 @@ def _fold_constants(decoder: Decoder) -> None:
             if module.bias is not None:
                 module.bias = nn.Parameter(module.shift(module.bias), requires_grad=False)
                 module.shift = Edge("constant")
+
+
+def _round_biases(decoder: Decoder) -> None:
+    """Round biases to the grid of their linear's sum, scale(input) * scale(weight).
+
+    Integer kernels add them to the sum as integers and would round them there; now every runtime adds the same number.
+    """
+    for block in (*decoder.layers, decoder.head):
+        for name, module in block.named_modules():
+            if isinstance(module, QuantLinear) and module.bias is not None:
+                step = (module.scale * torch.tensor(input_scale(block, name))).to(torch.float64)
+                bias = (module.bias.to(torch.float64) / step).round() * step
+                module.bias = nn.Parameter(bias.to(torch.float32), requires_grad=False)
 
 
 def _fill(decoder: Decoder, model: FrozenModel) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mobileicsa.core.encoding import asymmetric, symmetric
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
-from mobileicsa.core.scheme import find_scheme
+from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.spec import LayerSpec, ModelSpec, RopeSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
@@ -81,9 +81,18 @@ def float_decoder(spec: ModelSpec, *, primitive: bool = False) -> Decoder:
     return decoder.eval()
 
 
-@torch.no_grad()
+def _mantissa(scheme: QuantScheme, role: str) -> int | None:
+    return None if role == "constant" else scheme.mantissa_bits(role)
+
+
 def tiny_frozen(scheme: str = "w8a8", **changes: Any) -> FrozenModel:
-    spec, bits = tiny_spec(**changes), find_scheme(scheme)
+    return freeze(tiny_spec(**changes), scheme)
+
+
+@torch.no_grad()
+def freeze(spec: ModelSpec, scheme: str = "w8a8") -> FrozenModel:
+    """A random model of that spec, quantised."""
+    bits = find_scheme(scheme)
     decoder = float_decoder(spec, primitive=True)
     ranges: dict[str, _Range] = {}
 
@@ -93,7 +102,10 @@ def tiny_frozen(scheme: str = "w8a8", **changes: Any) -> FrozenModel:
 
     replace_edges(decoder, observe)
     decoder(torch.randint(0, spec.vocab_size, (4, 2 * CHUNK), generator=torch.Generator().manual_seed(3)))
-    edges = {n: asymmetric(*(r.fixed or (r.low, r.high)), bits.bits(r.role)) for n, r in ranges.items()}
+    edges = {
+        n: asymmetric(*(r.fixed or (r.low, r.high)), bits.bits(r.role), _mantissa(bits, r.role))
+        for n, r in ranges.items()
+    }
     tensors: dict[str, Tensor] = {}
     weights: dict[str, WeightEncoding] = {}
     for name, parameter in decoder.named_parameters():

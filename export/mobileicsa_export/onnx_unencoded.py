@@ -1,0 +1,42 @@
+"""What a graph for an integer-only compiler leaves in float: operators with an input or output without an encoding."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+BOUNDARIES = ("QuantizeLinear", "DequantizeLinear")
+
+
+def unencoded(graph: ir.Graph) -> list[dict[str, str]]:
+    """{"node", "op", "reason"} of every operator whose real-valued inputs are not all dequantised, or whose
+    real-valued outputs are not all quantised at once."""
+    found = []
+    for node in graph:
+        if node.op_type in BOUNDARIES:
+            continue
+        reason = _bare_input(node) or _bare_output(node)
+        if reason is not None:
+            found.append({"node": node.name or "", "op": node.op_type, "reason": reason})
+    return found
+
+
+def _bare_input(node: ir.Node) -> str | None:
+    for value in node.inputs:
+        if value is None or value.dtype != ir.DataType.FLOAT:
+            continue
+        producer = value.producer()
+        if producer is None:
+            return f"constant {value.name} has no encoding"
+        if producer.op_type != "DequantizeLinear":
+            return f"input from {producer.name} has no encoding"
+    return None
+
+
+def _bare_output(node: ir.Node) -> str | None:
+    for value in node.outputs:
+        if value.dtype != ir.DataType.FLOAT:
+            continue
+        for user, _ in value.uses():
+            if user.op_type != "QuantizeLinear":
+                return f"output to {user.name} has no encoding"
+    return None
