@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUTPUT ?= demo-output
+DEMO_TEXT := docs/demo/text.txt
+DEMO_PROMPT := The capital of France is
+BENCH_WORK ?= build/bench
 # The data folder for tests and benchmarks; tests that need it skip with a reason where it is absent.
 MOBILEICSA_DATA ?= ../shared/data
 export MOBILEICSA_DATA
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo test test-slow check bench docs clean
 
 setup: $(STAMP)
 
@@ -21,11 +24,23 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-demo: setup
-	$(BIN)/mobileicsa quantize --model smollm2-135m --scheme w8a8 --output $(DEMO_OUTPUT)/w8a8 --resume --overwrite
-	$(BIN)/mobileicsa verify $(DEMO_OUTPUT)/w8a8
-	$(BIN)/mobileicsa run $(DEMO_OUTPUT)/w8a8 --backend onnx --prompt "The capital of France is" --max-new-tokens 16
-	$(BIN)/mobileicsa run $(DEMO_OUTPUT)/w8a8 --backend executorch --prompt "The capital of France is" --max-new-tokens 16
+# An artifact that is finished is kept; one that was interrupted goes on where it stopped.
+$(DEMO_OUTPUT)/%/manifest.json: | setup
+	$(BIN)/mobileicsa quantize --model smollm2-135m --scheme $* --output $(DEMO_OUTPUT)/$* --resume
+
+demo: $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifest.json
+	for scheme in w8a8 w4a8; do \
+	  $(BIN)/mobileicsa verify $(DEMO_OUTPUT)/$$scheme && \
+	  for backend in onnx executorch; do \
+	    $(BIN)/mobileicsa run $(DEMO_OUTPUT)/$$scheme --backend $$backend --prompt "$(DEMO_PROMPT)" --max-new-tokens 24 && \
+	    $(BIN)/mobileicsa eval --model $(DEMO_OUTPUT)/$$scheme --backend $$backend --reference smollm2-135m \
+	      --text $(DEMO_TEXT) || exit 1; \
+	  done || exit 1; \
+	done
+	$(BIN)/mobileicsa bench $(DEMO_OUTPUT)/w8a8 --baseline float --repeat 3
+	@echo "Figures: $(DEMO_OUTPUT)/w8a8/report.html and $(DEMO_OUTPUT)/w4a8/report.html"
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ]; then \
+	  $(BIN)/python -m webbrowser "file://$(abspath $(DEMO_OUTPUT))/w8a8/report.html"; fi
 
 test: setup
 	$(BIN)/python -m pytest
@@ -38,6 +53,15 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.tables --check
+
+# About an hour on two cores; finished steps in BENCH_WORK are not computed again.
+bench: setup
+	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 160
+	$(BIN)/python -m benchmarks.tables
+
+docs: setup
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info

@@ -23,9 +23,11 @@ from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import write_json
 
 MODEL = "smollm2-135m"
+INTEGER_ONLY = "generic-npu"
 RESULT = "route-smollm2-135m"
 RESULTS = Path(__file__).parents[1] / "results"
 WINDOW = 256
+MEASURED = ("perplexity", "windows", "tokens")
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,21 @@ class Steps:
         return answer_again
 
     def build(self, build: Build) -> dict[str, Any]:
-        arguments = ["--model", MODEL, "--scheme", build.scheme, "--recipe", build.recipe]
+        arguments = ["--model", MODEL, "--scheme", build.scheme, "--recipe", build.recipe, "--target", "host-cpu"]
+        if build.timed:
+            arguments += ["--target", INTEGER_ONLY]
         return self.ask(f"build-{build.name}", "quantize", *arguments, "--output", self.artifact(build), "--overwrite")
 
     def artifact(self, build: Build) -> str:
         return str(self.work / build.name)
 
-    def perplexity(self, model: str, name: str, backend: str, text: Path, windows: int | None) -> dict[str, Any]:
-        limit = [] if windows is None else ["--max-windows", str(windows)]
-        arguments = ["--model", model, "--backend", backend, "--text", str(text), "--window", str(WINDOW), *limit]
-        return self.ask(f"eval-{name}-{backend}", "eval", *arguments)
+    def perplexity(
+        self, model: str, name: str, backend: str, text: Path, windows: int | None, target: str | None = None
+    ) -> dict[str, Any]:
+        arguments = ["--model", model, "--backend", backend, "--text", str(text), "--window", str(WINDOW)]
+        arguments += [] if windows is None else ["--max-windows", str(windows)]
+        arguments += [] if target is None else ["--target", target]
+        return self.ask("-".join(("eval", name, backend, *([] if target is None else [target]))), "eval", *arguments)
 
 
 def _measured(command: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
@@ -161,7 +168,9 @@ def _row(
         windows = options.backend_windows or options.windows
         for backend in ("onnx", "executorch"):
             measured = steps.perplexity(folder, build.name, backend, text, windows)["answer"]
-            row[f"{backend}_perplexity"] = {key: measured[key] for key in ("perplexity", "windows", "tokens")}
+            row[f"{backend}_perplexity"] = {key: measured[key] for key in MEASURED}
+        primitive = steps.perplexity(folder, build.name, "simulator", text, windows, INTEGER_ONLY)["answer"]
+        row["integer_only_perplexity"] = {key: primitive[key] for key in MEASURED}
     return row
 
 

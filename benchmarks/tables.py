@@ -1,0 +1,102 @@
+"""Tables of README.md, made from the committed results: `python -m benchmarks.tables [--check]`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def accuracy(result: dict[str, Any]) -> list[str]:
+    """Perplexity of every scheme and recipe on the simulator, and of the runtimes where they were measured."""
+    lines = [
+        f"{result['model']}, {result['text']}: {result['tokens']:,} tokens, {result['window']}-token windows, BOS. "
+        f"Float32: {result['float_perplexity']:.2f}. Calibrated on text that the model wrote itself.",
+        "",
+        "| scheme | recipe | simulator | over float | ONNX Runtime | ExecuTorch | every op encoded (NPU target) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        runtimes = [_measured(row, key) for key in ("onnx", "executorch", "integer_only")]
+        cells = [row["scheme"], row["recipe"], f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}×", *runtimes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _measured(row: dict[str, Any], key: str) -> str:
+    found = row.get(f"{key}_perplexity")
+    return "" if found is None else f"{found['perplexity']:.2f}"
+
+
+def speed(result: dict[str, Any]) -> list[str]:
+    """Host speed beside float32 on the same runtime."""
+    environment = result["environment"]
+    flags = " ".join(environment["cpu_flags"])
+    columns = "scheme, runtime, decode tok/s, over float32, prefill tok/s, over float32, first token, peak RSS, files"
+    lines = [
+        f"{environment['cpu']}, {environment['cores']} cores, {flags}; medians, all contenders in turn.",
+        "",
+        f"| {columns.replace(', ', ' | ')} |",
+        "|---" * 9 + "|",
+    ]
+    for row in result["rows"]:
+        for name, words in (("onnx", "ONNX Runtime"), ("executorch", "ExecuTorch")):
+            if "bench" not in row:
+                continue
+            timed = row["bench"][name]
+            ratio = timed["ratio_to_float32"]
+            cells = [
+                row["scheme"],
+                words,
+                f"{timed['decode_tokens_per_s']:.0f}",
+                f"{ratio['decode_tokens_per_s']:.2f}×",
+                f"{timed['prefill_tokens_per_s']:.0f}",
+                f"{ratio['prefill_tokens_per_s']:.2f}×",
+                f"{timed['first_token_ms']:.0f} ms",
+                f"{timed['peak_rss_bytes'] / 2**20:.0f} MiB",
+                f"{timed['file_bytes'] / 1e6:.0f} MB",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "accuracy": ("route-smollm2-135m", accuracy),
+    "speed": ("route-smollm2-135m", speed),
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every table made again."""
+
+    def table(match: re.Match[str]) -> str:
+        source, make = TABLES[match[2]]
+        result = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
+        return match[1] + "\n".join(make(result)) + "\n" + match[3]
+
+    return PLACE.sub(table, text)
+
+
+def main() -> None:
+    before = README.read_text(encoding="utf-8")
+    after = fill(before)
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            raise SystemExit("README.md is not what benchmarks/results say: run `make docs`")
+        return
+    README.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
