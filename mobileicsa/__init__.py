@@ -1,27 +1,22 @@
-"""mobileicsa: from a Hugging Face checkpoint to verified integer-only artifacts for phones and NPUs."""
+"""mobileicsa: from a Hugging Face checkpoint to verified integer-only artifacts for phones and NPUs.
+
+The two model classes are here, `quantize` and `export` in `mobileicsa.api`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobileicsa.api import export, quantize
     from mobileicsa.artifact.model import FloatModel, QuantizedModel
 
-__all__ = ["FloatModel", "QuantizedModel", "export", "quantize"]
-
-_HOMES = {
-    "FloatModel": "mobileicsa.artifact.model",
-    "QuantizedModel": "mobileicsa.artifact.model",
-    "export": "mobileicsa.api",
-    "quantize": "mobileicsa.api",
-}
+__all__ = ["FloatModel", "QuantizedModel"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `mobileicsa --help` must not wait for torch."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'mobileicsa' has no attribute {name!r}")
-    import importlib
+    from mobileicsa.artifact import model
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(model, name)
