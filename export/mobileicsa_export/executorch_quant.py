@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.executorch_editor import ProgramEditor, only_user, shape

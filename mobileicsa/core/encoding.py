@@ -133,8 +133,8 @@ def shorten(scale: float, mantissa_bits: int) -> float:
     """The least number >= scale whose mantissa has `mantissa_bits` bits after the leading one.
 
     Integers times a short scale, and sums of products of two of them, are exact in float32. Then it no longer
-    matters in which order a runtime sums and scales, whether it divides by a scale or multiplies by its inverse:
-    runtimes agree on the integers.
+    matters in which order a runtime sums and scales: runtimes agree on the integers. Whether it divides by a scale or
+    multiplies by its inverse matters at exact ties only, for a third of the 7-bit mantissas.
     """
     mantissa, exponent = math.frexp(scale)
     steps = 2 ** (mantissa_bits + 1)

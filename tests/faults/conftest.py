@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from build import (
-    write_model,
-)
+from build import write_model
+from tiny_command import Tiny
+
+from mobileicsa.artifact import golden, plan_build
+from mobileicsa.core.target import Target
 
 
 @pytest.fixture
@@ -35,3 +37,12 @@ def opened() -> list[str]:
         _HOOKED.append(True)
     _OPENED.clear()
     return _OPENED
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """Everything is real but the target: exporters take ten times longer than all the rest."""
+    bare = Target(name="bare", description="", backends=(), context=64, prefill_chunk=8)
+    monkeypatch.setattr(plan_build, "find_target", lambda name: bare)
+    monkeypatch.setattr(golden, "PROMPTS", golden.PROMPTS[:2])
+    return Tiny(tmp_path, capfd)
