@@ -44,6 +44,10 @@ def bench(
         int, typer.Option("--repeat", metavar="N", help="Turns after one to warm up; medians are given.")
     ] = 5,
     threads: ThreadsOption = None,
+    allow_fallback: Annotated[
+        bool,
+        typer.Option("--allow-fallback", help="Measure even if an operator falls back to float against the target."),
+    ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -63,6 +67,7 @@ def bench(
             generate_tokens=generate_tokens,
             repeat=repeat,
             threads=threads,
+            allow_fallback=allow_fallback,
             progress=progress,
         )
     if save:

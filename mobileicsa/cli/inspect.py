@@ -1,4 +1,4 @@
-"""`mobileicsa inspect`: every tensor's encoding, the operators of each file, bytes per weight."""
+"""`mobileicsa inspect`: what an artifact holds: encodings, operators of each file, bytes per weight."""
 
 from __future__ import annotations
 
@@ -16,47 +16,106 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   mobileicsa inspect out
-  mobileicsa inspect out --edges "layers.0.attn" --json
+  mobileicsa inspect out --edges "layers.0.attn"
+  mobileicsa inspect out --json
 """
 
 
 def inspect(
     context: typer.Context,
     folder: ArtifactFolder,
-    edges: Annotated[str, typer.Option("--edges", help="Only edges whose name matches this regular expression.")] = "",
+    edges: Annotated[
+        str | None, typer.Option("--edges", metavar="REGEX", help="List the edges whose name matches; '' for all.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """What is inside an artifact: encodings, operators, sizes."""
-    from mobileicsa.artifact import layout
-    from mobileicsa.artifact.manifest import read_manifest
-    from mobileicsa.core.plan import QuantPlan
-    from mobileicsa.io.json_file import read_json
+    """Show what an artifact holds: encodings, operators, sizes.
+
+    With --json every encoding is given, and what each writer recorded.
+    """
+    from mobileicsa.report.contents import contents
 
     try:
-        wanted = re.compile(edges)
+        re.compile(edges or "")
     except re.error as error:
         raise UsageError(f"--edges {edges}: not a regular expression: {error}") from error
-    read_manifest(folder)
-    plan = QuantPlan.from_json(read_json(folder / layout.PLAN, max_bytes=layout.MAX_JSON_BYTES))
-    report = read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
-    document: dict[str, Any] = {
-        "folder": str(folder),
-        "scheme": plan.scheme.name,
-        "prefix_ids": list(plan.prefix_ids),
-        "edges": {name: e.to_json() for name, e in plan.edges.items() if wanted.search(name)},
-        "weights": {name: {"bits": w.bits, "axis": 0} for name, w in plan.weights.items()},
-        "targets": report["targets"],
-    }
+    document = contents(folder, edges=edges or "")
+    return Answer(document=document, show=lambda console: _show(console, document, listed=edges is not None))
 
-    def show(console: Console) -> None:
-        console.print(
-            f"{folder}: {plan.scheme.name}, {len(plan.edges)} edges, {len(plan.weights)} weights", markup=False
-        )
-        for name, e in document["edges"].items():
-            console.print(f"{name}  int{e['bits']}  scale {e['scale'][0]:.6g}  zero {e['zero_point'][0]}", markup=False)
-        for target, written in document["targets"].items():
-            for backend, row in written.items():
-                console.print(f"{target}/{backend}: {row['files']}", markup=False)
-                console.print(f"  {row['facts']}", markup=False)
 
-    return Answer(document=document, show=show)
+def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
+    from mobileicsa.cli.tables import show_facts, show_table
+
+    model, census = document["model"], document["census"]
+    show_facts(
+        console,
+        [
+            ("artifact", document["folder"]),
+            ("model", f"{model['name']} ({model['model_type']}, {model['layers']} layers)"),
+            ("scheme", document["scheme"]),
+            ("prefix", f"token ids {document['prefix_ids']}" if document["prefix_ids"] else "none"),
+            ("weights", f"{_counts(census['weights'])} tensors; {census['decoder_weights']:,} values in the decoder"),
+            ("edges", f"{_counts(census['edges'])} encodings"),
+        ],
+    )
+    for target, used in document["targets"].items():
+        for backend, row in used.items():
+            console.print(f"\n{backend} for {target}", style="bold", markup=False)
+            show_facts(console, _written(row))
+    console.print("\nleast exact edges", style="bold")
+    rows = [(e["edge"], e["role"], f"int{e['bits']}", f"{e['sqnr_db']:.1f} dB") for e in document["worst_edges"]]
+    show_table(console, ("edge", "role", "type", "signal to noise"), rows, left=3)
+    if listed:
+        console.print()
+        columns = ("edge", "role", "type", "scale", "zero", "signal to noise")
+        show_table(console, columns, map(_edge, document["edges"].items()), left=3)
+    else:
+        console.print("\nevery edge: --edges ''; everything: --json", style="dim", markup=False)
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in found.items())
+
+
+def _written(row: dict[str, Any]) -> list[tuple[str, str | None]]:
+    from mobileicsa.cli.tables import size
+
+    facts: list[tuple[str, str | None]] = [
+        ("files", ", ".join(f"{name} {size(count)}" for name, count in row["files"].items())),
+        ("bytes per weight", f"{row['bytes_per_decoder_weight']:.3f} of the decoder, all but one embedding table"),
+    ]
+    for method, ops in row["operators"].items():
+        facts.append((f"{method} as written", f"{sum(ops.values())}: {_histogram(ops)}"))
+    return [*facts, *_placed(row["placement"])]
+
+
+def _histogram(ops: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in ops.items())
+
+
+def _placed(placement: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """As what a decode step's operators run on a host."""
+    if "unknown" in placement:
+        return [("decode runs as", f"unknown: {placement['unknown']}")]
+    kinds = ", ".join(f"{placement[kind]} {kind}" for kind in ("integer", "float", "boundary", "outside"))
+    products, fallbacks = placement["products"], placement["fallbacks"]
+    in_float = {op: kinds["float"] for op, kinds in placement["by_op"].items() if kinds.get("float")}
+    reasons = sorted({fallback["reason"] for fallback in fallbacks})
+    return [
+        ("decode runs as", f"{kinds}; matrix products {_counts(products)}"),
+        ("float operators", _histogram(in_float) or "none"),
+        ("not as planned", f"{len(fallbacks)}: {'; '.join(reasons)}" if fallbacks else None),
+    ]
+
+
+def _edge(item: tuple[str, dict[str, Any]]) -> tuple[Any, ...]:
+    name, e = item
+    noise = e.get("sqnr_db")
+    return (
+        name,
+        e.get("role"),
+        f"int{e['bits']}",
+        f"{e['scale'][0]:.6g}",
+        e["zero_point"][0],
+        None if noise is None else f"{noise:.1f} dB",
+    )

@@ -17,7 +17,7 @@ from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, q
 from mobileicsa.cli.answer import Answer
 from mobileicsa.cli.failure import PIPE_CLOSED, Terminated, failure_of
 from mobileicsa.cli.screen import Screen
-from mobileicsa.core.errors import UsageError
+from mobileicsa.core.errors import EnvironmentFault, UsageError
 from mobileicsa.io.machine import BASE_MEMORY_BYTES, START_MEMORY_BYTES, require_memory
 
 JSON, DEBUG = "--json", "--debug"
@@ -63,20 +63,26 @@ def execute(arguments: Sequence[str]) -> int:
     options = _before_separator(arguments)
     screen = Screen(json=JSON in options, debug=DEBUG in options)
     try:
+        return _run(screen, arguments)
+    except (BrokenPipeError, SystemExit):  # Typer makes the second of the first
+        return PIPE_CLOSED
+    except OSError:  # standard output and standard error take no more: there is nowhere to say so
+        return EnvironmentFault.exit_code
+    finally:
+        screen.streams.close()
+
+
+def _run(screen: Screen, arguments: Sequence[str]) -> int:
+    try:
         with _sigterm_raises():
             code = build_app()(
                 args=_without_global_flags(arguments), prog_name="mobileicsa", standalone_mode=False, obj=screen
             )
         return int(code or 0)
     except BrokenPipeError:
-        screen.streams.abandon_output()
-        return PIPE_CLOSED
-    except typer.Abort:
-        return _fail(screen, KeyboardInterrupt())
+        raise
     except (Exception, KeyboardInterrupt, Terminated) as error:
         return _fail(screen, error)
-    finally:
-        screen.streams.close()
 
 
 def build_app() -> typer.Typer:
@@ -110,16 +116,22 @@ def _examples(lines: str) -> str:
 
 
 def answering(verb: Verb) -> Callable[..., int]:
-    """The verb's command, with its answer printed and its exit code returned."""
+    """The verb's command, with its answer or its failure printed and its exit code returned."""
 
     @functools.wraps(verb.command)
     def wrapped(context: typer.Context, *args: Any, **kwargs: Any) -> int:
         screen: Screen = context.obj
-        with screen.working():
-            require_memory(verb.memory)
-            answer = verb.command(context, *args, **kwargs)
-        screen.emit(answer)
-        return answer.exit_code
+        try:
+            with screen.working():
+                require_memory(verb.memory)
+                answer = verb.command(context, *args, **kwargs)
+            screen.emit(answer)
+            return answer.exit_code
+        except BrokenPipeError:
+            raise
+        # Here and not around Typer, which keeps an interruption to itself.
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            return _fail(screen, error)
 
     return wrapped
 

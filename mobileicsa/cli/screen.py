@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from mobileicsa.cli.answer import Answer
     from mobileicsa.cli.progress import Bars, Lines, Share
 
-# Wide enough for paths and hints where no terminal tells a width (a pipe, a log file).
-PIPE_WIDTH = 120
-
 
 class Screen:
     """With `json` stdout gets one JSON document and nothing else; `debug` shows tracebacks and library noise."""
@@ -31,11 +28,15 @@ class Screen:
 
     @cached_property
     def out(self) -> Console:
-        return _console(self.streams.out)
+        from mobileicsa.cli.console import open_console
+
+        return open_console(self.streams.out)
 
     @cached_property
     def err(self) -> Console:
-        return _console(self.streams.err)
+        from mobileicsa.cli.console import open_console
+
+        return open_console(self.streams.err)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Screen:
     def note(self, text: str) -> None:
         """A line for a person, on stderr; not with --json."""
         if not self.json:
-            self.err.print(text, markup=False, highlight=False)
+            self.err.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def emit(self, answer: Answer) -> None:
         if self.json:
@@ -73,15 +74,6 @@ class Screen:
         text = "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text)
         self.streams.out.write(text + "\n")
         self.streams.out.flush()
-
-
-def _console(stream: Any) -> Console:
-    from rich.console import Console
-
-    console = Console(file=stream, soft_wrap=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, width=PIPE_WIDTH, highlight=False)
-    return console
 
 
 def _finite(value: Any) -> Any:

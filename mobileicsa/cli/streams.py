@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 
@@ -39,16 +39,11 @@ class Streams:
             for descriptor in (*saved, sink):
                 os.close(descriptor)
 
-    def abandon_output(self) -> None:
-        """Nobody reads standard output any more: what is still buffered must not raise again at exit."""
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, self.out.fileno())
-        os.dup2(sink, 1)
-        os.close(sink)
-
     def close(self) -> None:
-        self.out.close()
-        self.err.close()
+        """What nobody reads any more, or a full disk does not take, is dropped."""
+        for stream in (self.out, self.err):
+            with suppress(OSError):
+                stream.close()
 
 
 def _occupy_standard_descriptors() -> None:

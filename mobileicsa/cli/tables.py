@@ -10,16 +10,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+MIN_FACT_WIDTH = 16
+
 
 def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
     """Name and value side by side; rows whose value is None are left out."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        if value is not None:
-            grid.add_row(name, Text(str(value)))
-    console.print(grid)
+    shown = [(name, str(value)) for name, value in rows if value is not None]
+    indent = max((len(name) for name, _ in shown), default=0) + 2
+    room = max(console.width - indent, MIN_FACT_WIDTH)
+    # Not a rich grid, which fills every line with blanks to its full width.
+    for name, value in shown:
+        for line in Text(value).wrap(console, room, overflow="fold"):
+            line.rstrip()
+            console.print(Text.assemble((name.ljust(indent), "dim"), line), soft_wrap=True)
+            name = ""
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:

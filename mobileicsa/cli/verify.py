@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa verify out
   mobileicsa verify out --backend onnx --no-greedy --json
+  mobileicsa verify out --strict
 """
 
 
@@ -29,6 +30,10 @@ def verify(
     greedy: Annotated[
         bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")
     ] = True,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Fail too where an operator runs in float that the target wants in integers."),
+    ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -40,8 +45,8 @@ def verify(
     from mobileicsa.report.record import record
 
     with context.obj.progress() as progress:
-        result = artifact.verify(folder, only=backend or None, greedy=greedy, progress=progress)
-    if save and not result["problems"]:
+        result = artifact.verify(folder, only=backend or None, greedy=greedy, strict=strict, progress=progress)
+    if save and any("skipped" not in row for row in result["backends"].values()):
         record(folder, "verification", result)
     code = 0 if result["ok"] else VerificationError.exit_code
     skipped = [row for row in result["backends"].values() if "skipped" in row]
@@ -68,6 +73,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             agreed = None if greedy is None else share(greedy["token_agreement"])
             word = "ok" if row["ok"] else "FAILED"
             equal, logits_equal = share(row["equal_share"]), share(logits["equal_share"])
+            if "reason" in row:
+                console.print(f"FAILED  {name}: {row['reason']}", markup=False, style="bold red", soft_wrap=True)
             rows.append((name, word, equal, row["max_steps"], logits_equal, logits["max_steps"], agreed))
     if rows:
         show_table(console, columns, rows, left=2)
