@@ -91,3 +91,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_artifact import make_artifact
 
     return make_artifact(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, of another scheme, for the integer-only target. Do not change its files."""
+    from tiny_artifact import make_artifact
+
+    return make_artifact(tmp_path_factory.mktemp("other"), scheme="w4a8", recipe="minmax", target="generic-npu")

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mobileicsa.artifact.build import build
 from mobileicsa.artifact.plan_build import BuildOptions, plan_build
+from mobileicsa.program.targets import DEFAULT_TARGET
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 CONFIG: dict[str, Any] = {
@@ -80,7 +81,12 @@ def _tokenizer() -> Tokenizer:
 
 
 def make_artifact(
-    folder: Path, *, scheme: str = "w8a8", recipe: str = "prefix", finish: Callable[[Path], None] = lambda folder: None
+    folder: Path,
+    *,
+    scheme: str = "w8a8",
+    recipe: str = "prefix",
+    target: str = DEFAULT_TARGET,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Quantise the tiny checkpoint into `folder`/artifact with a few windows of text; returns that folder."""
     checkpoint = write_checkpoint(folder / "checkpoint")
@@ -94,6 +100,7 @@ def make_artifact(
         scheme=scheme,
         output=folder / "artifact",
         recipe=recipe,
+        targets=(target,),
         calibration=text,
         overrides=overrides,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from mobileicsa_export.onnx import MODEL_FILES
 from mobileicsa_export.onnx_load import load_graph
@@ -25,12 +26,11 @@ TYPES = {"tensor(int64)": np.int64, "tensor(int8)": np.int8, "tensor(float)": np
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One executed operator: its node, input types, and bytes of inputs that are constants."""
+    """One executed operator: its node's name, which fusions keep, and its input types."""
 
     op: str
     node: str
     types: tuple[str, ...]
-    constant_bytes: int
 
 
 def placement(folder: Path, method: str = "decode", *, primitive: bool = False) -> dict[str, Any]:
@@ -44,21 +44,41 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     totals: Counter[str] = Counter({"integer": 0, "float": 0, "boundary": 0, "outside": 0})
     by_op: dict[str, Counter[str]] = {}
     products: Counter[str] = Counter({"integer": 0, "float": 0})
-    fallbacks = unencoded(load_graph(folder / MODEL_FILES[method]).graph) if primitive else []
+    graph = load_graph(folder / MODEL_FILES[method]).graph
+    fallbacks = unencoded(graph) if primitive else []
+    in_integers = {kernel.node for kernel in kernels if kernel.op in INTEGER_PRODUCTS}
+    fallbacks += [
+        {"node": name, "reason": "ONNX Runtime multiplies its weight in float on this CPU"}
+        for name in _weight_products(graph)
+        if name not in in_integers
+    ]
     for kernel in kernels:
         kind = _kind(kernel)
         totals[kind] += 1
         by_op.setdefault(kernel.op, Counter())[kind] += 1
         if kernel.op in INTEGER_PRODUCTS or kernel.op in FLOAT_PRODUCTS:
             products["integer" if kernel.op in INTEGER_PRODUCTS else "float"] += 1
-        if kernel.op in FLOAT_PRODUCTS and kernel.constant_bytes:
-            fallbacks.append({"node": kernel.node, "reason": "its weight is multiplied in float by ONNX Runtime here"})
     return {
         **totals,
         "products": dict(products),
         "by_op": {op: dict(by_op[op]) for op in sorted(by_op)},
         "fallbacks": fallbacks,
     }
+
+
+def _weight_products(graph: ir.Graph) -> list[str]:
+    """Matrix products of the file with a constant, dequantised or not."""
+    return [node.name or "" for node in graph if node.op_type in FLOAT_PRODUCTS and _is_weight(node.inputs[1])]
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    while (
+        value is not None
+        and (producer := value.producer()) is not None
+        and producer.op_type in (*BOUNDARIES, "Transpose")
+    ):
+        value = producer.inputs[0]
+    return value is not None and value.is_initializer()
 
 
 def _kind(kernel: Kernel) -> str:
@@ -81,7 +101,6 @@ def _executed(path: Path) -> list[Kernel]:
             op=event["args"]["op_name"],
             node=event["name"].removesuffix(KERNEL_EVENT),
             types=tuple(t for entry in event["args"]["input_type_shape"] for t in entry),
-            constant_bytes=int(event["args"]["parameter_size"]),
         )
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL_EVENT)

@@ -254,12 +254,14 @@ def write_backend(decoder: Any, target: Target, name: str, folder: Path, plan: Q
         "context": target.context,
         "scheme": plan.scheme.name,
     }
-    written = find_backend(name).write(decoder, target, folder, metadata)
+    back_end = find_backend(name)
+    written = back_end.write(decoder, target, folder, metadata)
+    facts = {**written.facts, "placement": back_end.placement(folder, target)}
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in written.files
     }
-    return {"files": files, "facts": json.loads(json.dumps(written.facts))}
+    return {"files": files, "facts": json.loads(json.dumps(facts))}
 
 
 def export_artifact(folder: Path, target: Target, output: Path, progress: Progress) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.artifact.model import QuantizedModel, integer_logits
+from mobileicsa.artifact.tokenizer import Tokenizer
 
 PROMPTS = tuple((files("mobileicsa.artifact") / "prompts.txt").read_text(encoding="utf-8").splitlines())
 GREEDY_TOKENS = 12
@@ -71,7 +72,9 @@ class _Steps:
         self.largest = max(self.largest, int(steps.max()))
 
     def to_json(self) -> dict[str, Any]:
-        return {"equal_share": self.equal / max(self.total, 1), "max_steps": self.largest, "integers": self.total}
+        share = self.equal / max(self.total, 1)
+        different = self.total - self.equal
+        return {"equal_share": share, "max_steps": self.largest, "integers": self.total, "different": different}
 
 
 def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
@@ -124,8 +127,20 @@ def record_greedy(simulator: QuantizedModel) -> list[dict[str, Any]]:
     rows = []
     for prompt in PROMPTS:
         made = simulator.generate(prompt, max_new_tokens=GREEDY_TOKENS)
-        rows.append({"prompt": prompt, "token_ids": made.token_ids, "text": made.text})
+        prompt_ids = simulator.tokenizer.encode(prompt)
+        rows.append({"prompt": prompt, "prompt_ids": prompt_ids, "token_ids": made.token_ids, "text": made.text})
     return rows
+
+
+def probe_tokenizer(tokenizer: Tokenizer, expected: list[dict[str, Any]]) -> str | None:
+    """How the tokenizer differs from the one that `expected` (of `record_greedy`) was recorded with, or None."""
+    for row in expected:
+        # Artifacts of format 1 have no prompt_ids.
+        if tokenizer.encode(row["prompt"]) != row.get("prompt_ids", tokenizer.encode(row["prompt"])):
+            return f"encodes {row['prompt']!r} to other tokens than when the golden vectors were recorded"
+        if tokenizer.decode(row["token_ids"]) != row["text"]:
+            return f"decodes the answer to {row['prompt']!r} to another text than when it was recorded"
+    return None
 
 
 def compare_greedy(model: QuantizedModel, expected: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from mobileicsa.artifact import layout
 from mobileicsa.core.errors import InputError, VerificationError
-from mobileicsa.io.hashing import sha256_file
-from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.io.hashing import sha256_bytes, sha256_file
+from mobileicsa.io.json_file import dump_json, read_json, write_json
 from mobileicsa.io.paths import inside
 
-ARTIFACT_FORMAT = 1
+# 1: without a checksum of the manifest itself; read as it is. 2: with one.
+ARTIFACT_FORMAT = 2
+OLDEST_FORMAT = 1
 # Files rewritten by eval, bench and report after the build: their hashes would go stale by design.
 MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD)
 # A manifest that forgot one of these would leave it unchecked.
@@ -25,7 +27,13 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         name = path.relative_to(folder).as_posix()
         if name != layout.MANIFEST and name not in MUTABLE:
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    write_json(folder / layout.MANIFEST, {"format": ARTIFACT_FORMAT, "files": files, **facts})
+    manifest = {"format": ARTIFACT_FORMAT, "files": files, **facts}
+    write_json(folder / layout.MANIFEST, {**manifest, "checksum": _checksum(manifest)})
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest without this field: tells damage, not forgery."""
+    return sha256_bytes(dump_json({name: value for name, value in manifest.items() if name != "checksum"}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -40,11 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_json(path, max_bytes=layout.MAX_JSON_BYTES)
     except InputError as error:
         raise VerificationError(f"{error.message} (the manifest is damaged)", hint=error.hint) from error
-    version = manifest.get("format")
-    if type(version) is int and version > ARTIFACT_FORMAT:
-        raise InputError(f"{path}: artifact format {version}", hint="this artifact needs a newer mobileicsa")
-    if version != ARTIFACT_FORMAT:
-        raise VerificationError(f"{path}: field format is {version!r}, expected {ARTIFACT_FORMAT}")
+    _check_format(path, manifest)
     for field in ("files", "targets"):
         if not isinstance(manifest.get(field), dict):
             raise VerificationError(f"{path}: field {field} is missing or malformed")
@@ -56,6 +60,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if name not in manifest["files"]:
             raise VerificationError(f"{path}: field files does not list {name}")
     return manifest
+
+
+def _check_format(path: Path, manifest: dict[str, Any]) -> None:
+    version = manifest.get("format")
+    if type(version) is not int or version < OLDEST_FORMAT:
+        raise VerificationError(f"{path}: field format is {version!r}, expected {OLDEST_FORMAT} to {ARTIFACT_FORMAT}")
+    if version > OLDEST_FORMAT and manifest.get("checksum") != _checksum(manifest):
+        raise VerificationError(
+            f"{path}: is damaged, its own checksum does not fit", hint="copy the artifact again or make it anew"
+        )
+    if version > ARTIFACT_FORMAT:
+        raise InputError(
+            f"{path}: artifact format {version}, this version reads up to {ARTIFACT_FORMAT}",
+            hint=f"it needs mobileicsa >= {str(manifest.get('mobileicsa_version'))[:40]}",
+        )
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, only: str = "") -> list[str]:

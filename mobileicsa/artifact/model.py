@@ -161,6 +161,12 @@ class QuantizedModel(_Generates):
         for name in (layout.PLAN, layout.WEIGHTS, layout.TOKENIZER):
             require_files(folder, manifest, name)
         frozen = read_frozen(folder)
+        if manifest.get("scheme") != frozen.plan.scheme.name:
+            raise VerificationError(
+                f"{folder}: {layout.MANIFEST} says scheme {manifest.get('scheme')}, {layout.PLAN} "
+                f"{frozen.plan.scheme.name}",
+                hint="the folder mixes two artifacts: copy it again or make it anew",
+            )
         model = cls(folder, frozen.plan, target_of(manifest, target), manifest, backend)
         model._open(frozen, threads)
         return model
@@ -187,18 +193,24 @@ class QuantizedModel(_Generates):
         rows = [rows.numpy() for pair in prefix for rows in pair]
         self.runner = TokenRunner(self.session, self.target, rows, logits)
 
+    @property
+    def exported(self) -> Path:
+        """The folder of this back end's files."""
+        default = self.manifest["default_target"]
+        return self.folder / layout.backend_folder(self.target.name, self.backend, default)
+
     def _open_backend(self, threads: int | None) -> Any:
-        subfolder = layout.backend_folder(self.target.name, self.backend, self.manifest["default_target"])
         back_end = find_backend(self.backend)
         reason = back_end.unavailable()
         if reason is not None:
             raise EnvironmentFault(f"--backend {self.backend}: {reason}")
-        if not (self.folder / subfolder).is_dir():
-            raise InputError(
-                f"{self.folder}: was not exported for {self.backend}", hint="run `mobileicsa export` for that target"
+        if self.backend not in self.target.backends or not self.exported.is_dir():
+            raise VerificationError(
+                f"{self.folder}: was exported for {', '.join(self.target.backends)}, not for {self.backend}",
+                hint="run `mobileicsa export` for a target with that back end",
             )
-        require_files(self.folder, self.manifest, subfolder + "/")
-        return back_end.open(self.folder / subfolder, self.spec, self.target, threads=threads)
+        require_files(self.folder, self.manifest, self.exported.relative_to(self.folder).as_posix() + "/")
+        return back_end.open(self.exported, self.spec, self.target, threads=threads)
 
     @property
     def max_window(self) -> int:

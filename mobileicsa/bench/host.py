@@ -14,11 +14,12 @@ from mobileicsa.artifact import layout
 from mobileicsa.artifact.build import target_json
 from mobileicsa.artifact.manifest import read_manifest, require_files
 from mobileicsa.artifact.model import target_of
+from mobileicsa.artifact.verify import describe_fallbacks
 from mobileicsa.bench.baseline import DONE, write_float
 from mobileicsa.bench.child import Child
 from mobileicsa.bench.environment import environment
 from mobileicsa.bench.figures import Runs, ratios
-from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
+from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError, VerificationError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.json_file import read_json
@@ -64,13 +65,15 @@ def bench(
     repeat: int = 5,
     threads: int | None = None,
     float_cache: Path | None = None,
+    allow_fallback: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Time the artifact's back ends (default: all that are installed), the float baseline of each beside it.
 
     Contenders run in turn, `repeat` times after one warm-up, each in a process of its own. `float_cache` keeps the
     float exports for later calls; without it they live in a temporary folder. Top-level figures are those of the
-    first back end that ran.
+    first back end that ran. What runs in float or outside although the target does not declare it is a
+    VerificationError, so that no such figure passes for an integer one; `allow_fallback` measures and lists it.
     """
     manifest = read_manifest(folder)
     require_files(folder, manifest, layout.PLAN)
@@ -82,6 +85,7 @@ def bench(
     _check(target, room, prompt_tokens, generate_tokens, repeat, threads)
     chosen, skipped = _available(target, backends)
     step = progress.step if progress else _no_step
+    placements = {name: _placement(folder, manifest, target, name, allow_fallback) for name in chosen}
     with tempfile.TemporaryDirectory(prefix="mobileicsa-bench-") as scratch:
         contenders = [_quantized(folder, manifest, plan, target, name) for name in chosen]
         if baseline_float:
@@ -98,6 +102,7 @@ def bench(
         row = runs[contender.name].summary() | contender.facts()
         row |= {"energy_mj_per_token": None, "energy_source": NO_ENERGY}
         if contender.name in chosen:
+            row["placement"] = placements[contender.name]
             rows[contender.name] = row
         else:
             quantized = rows[contender.backend]
@@ -177,6 +182,20 @@ def _quantized(folder: Path, manifest: dict[str, Any], plan: QuantPlan, target: 
         skipped_weight_bytes=_embedding_values(plan),
         cache_bytes=_cache_values(plan, target),
     )
+
+
+def _placement(
+    folder: Path, manifest: dict[str, Any], target: Target, name: str, allow_fallback: bool
+) -> dict[str, Any]:
+    below = layout.backend_folder(target.name, name, manifest["default_target"])
+    require_files(folder, manifest, below + "/")
+    found = find_backend(name).placement(folder / below, target)
+    if found["fallbacks"] and not allow_fallback:
+        raise VerificationError(
+            f"{name}: {describe_fallbacks(found['fallbacks'], target.name)}",
+            hint="measure it all the same, with the list kept in the result, with --allow-fallback",
+        )
+    return found
 
 
 def _float(folder: Path, plan: QuantPlan, target: Target, name: str) -> Contender:

@@ -19,18 +19,18 @@ def placement_rows(targets: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _counts(facts: dict[str, Any]) -> dict[str, Any]:
-    if "delegates" in facts:
-        return _delegated(facts)
     if "placement" in facts:
         found = facts["placement"]
         return {
             "integer": str(found["integer"]),
             "float": str(found["float"]),
             "boundary": str(found["boundary"]),
-            "outside": DASH,
-            "note": _products(found.get("products", {})),
+            "outside": str(found["outside"]),
+            "note": f"{_products(found['products'])}; {_fallbacks(found['fallbacks'])}",
             "detail": {op: _sum(counts) for op, counts in found.get("by_op", {}).items()},
         }
+    if "delegates" in facts:
+        return _delegated(facts)
     ops: dict[str, int] = facts.get("ops", {})
     return {
         "integer": DASH,
@@ -63,6 +63,13 @@ def _products(products: dict[str, int]) -> str:
     if not products:
         return ""
     return f"matrix products: {products.get('integer', 0)} integer, {products.get('float', 0)} float"
+
+
+def _fallbacks(found: list[dict[str, str]]) -> str:
+    """What a strict verify would refuse."""
+    if not found:
+        return "nothing in float that the target does not declare"
+    return f"{len(found)} in float that the target does not declare, such as {found[0]['node']}: {found[0]['reason']}"
 
 
 def _sum(counts: dict[str, int]) -> int:

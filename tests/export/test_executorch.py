@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from executorch.runtime import Runtime
-from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend
+from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend, _lower, _save
 from mobileicsa_export.executorch_placement import delegate_graphs, placement
 from mobileicsa_export.executorch_segments import store_equal_bytes_once
 from tiny_frozen import CHUNK, CONTEXT, VOCAB, target, tiny_frozen
+from torch import Tensor, nn
 
+from mobileicsa.core.errors import VerificationError
 from mobileicsa.core.spec import LayerSpec
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 
@@ -176,3 +178,28 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     line = ExecutorchBackend().unavailable()
     assert line is not None
     assert "pip install 'mobileicsa[executorch]'" in line
+
+
+class _Foreign(nn.Module):
+    """A product with a float weight, and an operator that XNNPACK does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.cumsum(self.linear(x), -1),)
+
+
+def test_what_is_not_integer_or_not_delegated_is_listed_as_a_fallback(tmp_path: Path) -> None:
+    program = torch.export.export(_Foreign().eval(), (torch.zeros(1, 8),), strict=False)
+    _save(_lower({"decode": program}, {}), tmp_path / MODEL_FILE)
+    assert placement(tmp_path / MODEL_FILE)["fallbacks"] == [
+        {"node": "FullyConnected of 8 channels", "reason": "its weight is in float"},
+        {"node": "cumsum", "reason": "runs outside of the delegate"},
+    ]
+
+
+def test_a_method_that_is_not_there_is_a_verification_error(model: Path) -> None:
+    with pytest.raises(VerificationError, match="no method train"):
+        placement(model, "train")
