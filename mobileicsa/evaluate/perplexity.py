@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Log-probabilities are made for so many rows at a time that they take this much memory whatever the vocabulary.
 CHUNK_VALUES = 1 << 22
+# More text is not read: a tokenizer takes 150 bytes of memory for each of text. About a million tokens.
+MAX_CHARACTERS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ def evaluate(
     `calibration`: the report's facts of the text that the model was calibrated on; where it shares lines with `text`
     the result has a "warning".
 
-    The text is tokenised once, without special tokens. Raises InputError for a text without tokens, a window larger
+    The text (its first MAX_CHARACTERS) is tokenised once, without special tokens. Raises InputError for a text without tokens, a window larger
     than the model's context, and logits that are not finite.
     """
     has_bos = model.bos_id is not None
     _check(model, reference, window, max_windows, stride, has_bos)
-    ids = model.tokenizer.encode(text)
-    if reference is not None and reference.tokenizer.encode(text) != ids:
+    used = text[:MAX_CHARACTERS]
+    ids = model.tokenizer.encode(used)
+    if reference is not None and reference.tokenizer.encode(used) != ids:
         raise InputError(
             f"{reference.name}: splits the text into other tokens than {model.name}",
             hint="the reference must be the model that the artifact was made from",
@@ -108,6 +111,8 @@ def evaluate(
     }
     if windows[0].end - windows[0].start == len(ids) and len(ids) < window - 1:
         result["note"] = f"the text has only {len(ids)} tokens, less than one window"
+    if len(used) < len(text):
+        result["note"] = f"only the first {len(used)} of {len(text)} characters are used"
     warning = None if calibration is None else overlap_warning(calibration, text)
     if warning is not None:
         result["warning"] = warning

@@ -31,7 +31,10 @@ def encoding(scale: float, zero: int, bits: int = 8) -> TensorEncoding:
 
 
 class OneLinear(nn.Module):
-    """x (rows, K) float32 -> integers of the output edge. Weights (N, K) are random codes of `bits` bits, seeded."""
+    """x (rows, K) float32 -> integers of the output edge; real values where it has 16 bits, which XNNPACK lacks.
+
+    Weights (N, K) are random codes of `bits` bits, seeded.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class OneLinear(nn.Module):
         self.linear.out = Edge("qkv")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.y.store(self.linear(self.x(x)))
+        y = self.linear(self.x(x))
+        return self.y(y) if self.y.encoding.bits == 16 else self.y.store(y)
 
 
 class _Bundle(nn.Module):

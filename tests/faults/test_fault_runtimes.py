@@ -44,6 +44,24 @@ def test_fault_26_multipliers_of_every_size_give_the_simulators_integers(tmp_pat
     assert_alike(models, half_steps(32), tmp_path)
 
 
+def test_fault_26_a_range_found_at_run_time_is_the_static_one_for_every_scale_and_zero_point(tmp_path: Path) -> None:
+    """XNNPACK has no static linear with 16-bit output: two columns with the ends of the range pin a dynamic one."""
+    step, scales = 2.0**-9, 1.3 * 2.0 ** -torch.arange(8, 13)
+    models = {
+        f"m{mantissa}_z{zero + 128}": OneLinear(encoding(mantissa * 2.0**-12, zero), encoding(step, 17, 16), scales, 48)
+        for mantissa in (64, 73, 95, 112, 126, 127)
+        for zero in (-128, -3, 127)
+    }
+    x = 2 * torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
+    equal = []
+    for name, got in by_executorch(models, x, tmp_path).items():
+        steps = np.abs(got - simulated(models[name], x)) / step
+        # One step of 65 536 where float32 rounds a product the other way; a wrong grid is wrong everywhere.
+        assert steps.max() <= 1
+        equal.append((steps == 0).mean())
+    assert np.mean(equal) > 0.998
+
+
 def test_fault_26_a_bias_beyond_int32_gives_the_simulators_integers(tmp_path: Path) -> None:
     bias = torch.tensor([4.0, -4.0, 0.1, 0.0, 3e4])
     assert_alike({"tiny_scales": with_multiplier(2.0**-34, 32, bias=bias)}, half_steps(32), tmp_path)
