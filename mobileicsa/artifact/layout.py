@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mobileicsa.io import staging
+
 CONFIG = "config.json"
 PLAN = "quant_plan.json"
 WEIGHTS = "weights.safetensors"
@@ -10,7 +12,7 @@ TOKENIZER = "tokenizer.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 CARD = "README.md"
-MANIFEST = "manifest.json"  # written last: without it a folder is not an artifact
+MANIFEST = staging.MANIFEST  # written last: without it a folder is not an artifact
 GOLDEN = "golden/vectors.safetensors"
 GREEDY = "golden/greedy.json"
 ENCODINGS = "encodings"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,8 @@ from mobileicsa.io.stages import StageStore
 if TYPE_CHECKING:  # torch takes a second to import, and most callers only write bytes
     from torch import Tensor
 
+# What makes a folder an artifact: the last file written, the first removed.
+MANIFEST = "manifest.json"
 REPLACED_SUFFIX = ".replaced-by-mobileicsa"
 _RUN_ID = re.compile(r"[0-9a-z]{4,64}")
 
@@ -85,7 +88,7 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the work space; the output stays as it was."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        _remove(self.root, self.folder)
 
     def commit(self, *, overwrite: bool = False) -> None:
         """Flush everything to the disk and give it the output's name; an old artifact lives until then."""
@@ -107,7 +110,7 @@ class Staging:
                 raise
             sync_folder(self.output.parent)
         fault_point("commit", "after")
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        _remove(self._replaced, self._replaced)
         self.discard()
 
     def _recover(self) -> None:
@@ -115,10 +118,17 @@ class Staging:
         if not self._replaced.exists():
             return
         if self.output.exists():
-            shutil.rmtree(self._replaced)
+            _remove(self._replaced, self._replaced)
         else:
             log.warning("%s: put back after an interrupted run", self.output)
             os.rename(self._replaced, self.output)
+
+
+def _remove(root: Path, artifact: Path) -> None:
+    """Remove `root`; a kill on the way leaves no `artifact` in it that looks complete."""
+    with suppress(OSError):
+        (artifact / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
