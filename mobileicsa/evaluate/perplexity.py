@@ -20,7 +20,7 @@ from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.io.hashing import sha256_bytes
 
 if TYPE_CHECKING:
-    from mobileicsa.artifact.model import LanguageModel
+    from mobileicsa.artifact.generates import LanguageModel
     from mobileicsa.quantize.pipeline import Progress
 
 # Log-probabilities are made for so many rows at a time that they take this much memory whatever the vocabulary.
