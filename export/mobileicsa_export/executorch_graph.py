@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -24,6 +26,7 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
     if edges:
         counts["int16_edges_in_float_arithmetic"] = edges
     _mean_as_linear(editor)
+    _tanh_gelu(editor)
     _load_before_concatenation(editor)
     for node in nodes(editor, aten.matmul.default):
         _attention_product(editor, node)
@@ -90,6 +93,26 @@ def _mean_as_linear(editor: ProgramEditor) -> None:
                 editor.graph.erase_node(node)
             else:
                 editor.replace(node, editor.call(aten.linear.default, x, row))
+
+
+def _tanh_gelu(editor: ProgramEditor) -> None:
+    """GELU by tanh in its parts: XNNPACK's one operator computes the other GELU, by erf, whichever is asked for."""
+    for node in nodes(editor, aten.gelu.default):
+        x = node.args[0]
+        if node.kwargs.get("approximate") != "tanh":
+            continue
+        with editor.standing_for(node):
+            squared = editor.call(aten.mul.Tensor, x, x)
+            bent = editor.call(
+                aten.add.Tensor, editor.call(aten.mul.Tensor, squared, editor.scalar(0.044715)), editor.scalar(1.0)
+            )
+            inner = editor.call(
+                aten.mul.Tensor, editor.call(aten.mul.Tensor, x, editor.scalar(math.sqrt(2 / math.pi))), bent
+            )
+            gate = editor.call(aten.add.Tensor, editor.call(aten.tanh.default, inner), editor.scalar(1.0))
+            editor.replace(
+                node, editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, x, editor.scalar(0.5)), gate)
+            )
 
 
 def _load_before_concatenation(editor: ProgramEditor) -> None:

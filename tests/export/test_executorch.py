@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from executorch.runtime import Runtime
-from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend, _lower, _save
+from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend, _lower, _save, constant_methods
 from mobileicsa_export.executorch_placement import delegate_graphs, placement
 from mobileicsa_export.executorch_segments import store_equal_bytes_once
-from tiny_frozen import CHUNK, CONTEXT, VOCAB, target, tiny_frozen
+from tiny_frozen import CHUNK, CONTEXT, VOCAB, target, tiny_frozen, tiny_spec
 from torch import Tensor, nn
 
 from mobileicsa.core.errors import VerificationError
@@ -115,18 +115,6 @@ def test_only_addressing_stays_outside_of_the_delegate(model: Path, method: str)
     assert found["outside"] == sum(OUTSIDE.values())
 
 
-def test_four_bit_weights_take_half_a_byte_each(tmp_path: Path) -> None:
-    decoder = build_decoder(tiny_frozen("w4a8", **SHAPE), primitive=False)
-    ExecutorchBackend().write(decoder, target(), tmp_path, METADATA)
-    (graph,) = delegate_graphs(tmp_path / MODEL_FILE, "decode")
-    values = [v["xvalue_union"].get("tensor_value", v["xvalue_union"]) for v in graph["xvalues"]]
-    weights = [v for v in values if v["datatype"] == "xnn_datatype_qcint4"]
-    assert len(weights) == 7
-    stored = sum(graph["constant_data"][v["constant_buffer_idx"]]["size"] for v in weights)
-    # Two columns of padding where the input's range is pinned (o_proj and down_proj).
-    assert 0.5 <= stored / decoder.spec.decoder_weight_count <= 0.51
-
-
 def test_facts_say_what_is_in_the_file(written: tuple[Path, dict[str, Any]]) -> None:
     model, facts = written
     assert facts["bytes"] == model.stat().st_size
@@ -149,6 +137,11 @@ def test_constant_methods_tell_a_runner_what_it_needs(model: Path) -> None:
     }
     assert {name: constant(model, name) for name in expected} == expected
     assert Runtime.get().load_program(model).load_method("get_prefix_ids").execute([]) == [1, 5]
+
+
+def test_a_model_without_special_tokens_says_so_with_a_number() -> None:
+    found = constant_methods(tiny_spec(bos_id=None, eos_ids=()), target(), {"eos_ids": [], "prefix_ids": []})
+    assert (found["get_bos_id"], found["get_eos_ids"], found["get_prefix_ids"]) == (-1, [-1], [-1])
 
 
 def test_constant_methods_of_an_artifact_repeat_its_plan(artifact: Path) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, family_spec
-from mobileicsa_export.executorch import ExecutorchBackend, _lower, _save
+from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend, _lower, _save
 from mobileicsa_export.executorch_graph import prepare
+from mobileicsa_export.executorch_placement import delegate_graphs, placement
 from tiny_frozen import CONTEXT, eager, float_decoder, freeze, generate, target, tiny_frozen, tiny_spec
 from torch import Tensor, nn
 
 from mobileicsa.core.encoding import TensorEncoding
-from mobileicsa.core.spec import LayerSpec, ModelSpec
+from mobileicsa.core.spec import LayerSpec
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.edge import Edge
 from mobileicsa.program.backend import Session
@@ -37,8 +38,7 @@ def opened(decoder: Decoder, folder: Path) -> Session:
     return ExecutorchBackend().open(folder, decoder.spec, target(), threads=1)
 
 
-def assert_equal_integers(frozen: FrozenModel, folder: Path) -> None:
-    session = opened(build_decoder(frozen, primitive=False), folder)
+def assert_equal_integers(frozen: FrozenModel, session: Session) -> None:
     decoder = build_decoder(frozen, primitive=False)
     step = frozen.plan.edges["head.logits"].scale[0]
     expected = generate(decoder, SimulatorSession(decoder, target()).run)
@@ -46,35 +46,59 @@ def assert_equal_integers(frozen: FrozenModel, folder: Path) -> None:
     session.close()
     rows = [(a, b) for (_, x), (_, y) in zip(expected, got, strict=True) for a, b in zip(x, y, strict=True)]
     assert {b.dtype for _, b in rows} == {np.dtype(np.int8)}
-    # Float regions may round a tie differently: at most one step, in at most one value of a thousand.
+    # Norm, softmax and sums of 16-bit inputs run in float32 in an order of their own and may round a tie differently:
+    # at most one step, in at most one value of a thousand; the logits behind it then differ by more.
     assert max(np.abs(a.astype(int) - b).max() for a, b in rows) <= 1
     assert np.mean([(a == b).mean() for a, b in rows]) >= 0.999
     steps = [np.abs(np.rint((a - b) / step)) for (a, _), (b, _) in zip(expected, got, strict=True)]
-    assert np.mean([(s <= 2).mean() for s in steps]) >= 0.99
+    assert np.mean([(s <= 2).mean() for s in steps]) >= 0.95
 
 
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a16"])
-def test_executorch_gives_the_simulators_integers(scheme: str, tmp_path: Path) -> None:
-    assert_equal_integers(tiny_frozen(scheme, layers=(LayerSpec(),)), tmp_path)
+def opened_frozen(frozen: FrozenModel, folder: Path) -> Session:
+    return opened(build_decoder(frozen, primitive=False), folder)
 
 
-def every_quirk() -> ModelSpec:
-    """Layer norms with bias, biases everywhere, partial RoPE, a layer without RoPE, a window, no tying."""
-    spec = family_spec("stablelm")
-    layers = (LayerSpec(rope=None), LayerSpec(sliding_window=4))
-    return replace(spec, layers=layers, mlp_bias=True, o_bias=True, head_bias=True)
+def test_four_bit_weights_take_half_a_byte_each_and_give_the_simulators_integers(tmp_path: Path) -> None:
+    frozen = tiny_frozen("w4a8", hidden_size=192, intermediate_size=320, num_heads=12, layers=(LayerSpec(),))
+    assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))
+    (graph,) = delegate_graphs(tmp_path / MODEL_FILE, "decode")
+    values = [v["xvalue_union"].get("tensor_value", v["xvalue_union"]) for v in graph["xvalues"]]
+    weights = [v for v in values if v["datatype"] == "xnn_datatype_qcint4"]
+    assert len(weights) == 7
+    stored = sum(graph["constant_data"][v["constant_buffer_idx"]]["size"] for v in weights)
+    # Two columns of padding where the input's range is pinned (o_proj and down_proj).
+    assert 0.5 <= stored / frozen.plan.spec.decoder_weight_count <= 0.51
 
 
-@pytest.mark.parametrize("make", [every_quirk, lambda: family_spec("gemma2")], ids=["biases", "gemma2"])
-def test_biases_windows_caps_and_norms_behind_give_the_simulators_integers(make: object, tmp_path: Path) -> None:
-    assert_equal_integers(freeze(make()), tmp_path)  # type: ignore[operator]
+def test_sixteen_bit_inputs_give_the_simulators_integers(tmp_path: Path) -> None:
+    frozen = tiny_frozen("w4a16", layers=(LayerSpec(),))
+    assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))
+
+
+def test_every_quirk_of_a_family_at_once_gives_the_simulators_integers(tmp_path: Path) -> None:
+    spec = replace(
+        family_spec("stablelm"),  # layer norms with bias, bias of q, k, v, partial RoPE, a head of its own
+        layers=(LayerSpec(rope=None), LayerSpec(sliding_window=4)),
+        mlp_bias=True,
+        o_bias=True,
+        head_bias=True,
+        qk_norm="head",
+        post_norm=True,
+        attention_softcap=20.0,
+        logit_softcap=30.0,
+        activation="gelu_tanh",
+        embed_scale=8.0,
+    )
+    frozen = freeze(spec)
+    assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16"])
 def test_every_family_gives_the_simulators_integers(name: str, scheme: str, tmp_path: Path) -> None:
-    assert_equal_integers(freeze(family_spec(name), scheme), tmp_path)
+    frozen = freeze(family_spec(name), scheme)
+    assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))
 
 
 @pytest.mark.slow
@@ -119,6 +143,29 @@ def test_sixteen_bit_edges_are_exact(scale: float, zero: int, tmp_path: Path) ->
     assert torch.equal(y, module(x)[0])
 
 
+class _Gelu(nn.Module):
+    def __init__(self, approximate: str) -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.nn.functional.gelu(x, approximate=self.approximate) * 1.0,)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_each_gelu_is_computed_as_itself(approximate: str, tmp_path: Path) -> None:
+    from executorch.runtime import Runtime
+
+    x, module = torch.linspace(-6, 6, 2001)[None], _Gelu(approximate)
+    program = torch.export.export(module, (x,), strict=False)
+    prepare(program, {})
+    _save(_lower({"decode": program}, {}), tmp_path / MODEL_FILE)
+    (y,) = Runtime.get().load_program(tmp_path / MODEL_FILE).load_method("decode").execute([x])
+    # The two differ from each other by up to 5e-4.
+    torch.testing.assert_close(y, module(x)[0], rtol=0.0, atol=5e-6)
+    assert placement(tmp_path / MODEL_FILE)["outside"] == 0
+
+
 def test_a_bias_beyond_int32_is_kept_out_of_the_integer_sum() -> None:
     frozen = tiny_frozen(qkv_bias=True, layers=(LayerSpec(),))
     name = "layers.0.attn.q_proj"
@@ -128,3 +175,14 @@ def test_a_bias_beyond_int32_is_kept_out_of_the_integer_sum() -> None:
         decoder = build_decoder(FrozenModel(frozen.plan, tensors), primitive=False)
         counts.append(prepare(export_method(decoder, target(), "decode"), {})["int8_to_int8"])
     assert counts[0] - counts[1] == 1
+
+
+def test_biases_lie_on_the_grid_of_the_sum_that_they_are_added_to() -> None:
+    frozen = tiny_frozen(qkv_bias=True, mlp_bias=True)
+    decoder = build_decoder(frozen, primitive=False)
+    for name, edge in (("layers.1.attn.q_proj", "attn_norm.out"), ("layers.1.mlp.down_proj", "mlp.product")):
+        bias = decoder.get_submodule(name).bias
+        step = frozen.tensors[f"{name}.weight.scale"] * frozen.plan.edges[f"layers.1.{edge}"].scale[0]
+        torch.testing.assert_close(bias / step, torch.round(bias / step), rtol=1e-5, atol=0.0)
+        assert (bias - frozen.tensors[f"{name}.bias"]).abs().le(0.501 * step).all()
+        assert not torch.equal(bias, frozen.tensors[f"{name}.bias"])

@@ -101,10 +101,9 @@ def test_fault_51_a_process_survives_damaged_files(folder: Path, backend: str, n
     assert name in ran.said
 
 
-@pytest.mark.parametrize("damage", ["truncated", "halved"])
-def test_fault_51_a_process_survives_a_cut_pte_whose_hashes_fit(folder: Path, damage: str) -> None:
+def test_fault_51_a_process_survives_a_cut_pte_whose_hashes_fit(folder: Path) -> None:
     model = folder / "executorch" / MODEL_FILE
-    DAMAGE[damage](model)
+    DAMAGE["halved"](model)
     (model.parent / DIGEST_FILE).write_text(f"{sha256(model)}  {MODEL_FILE}\n")
     sign(folder)
     ran = in_a_process("run", str(folder), "--backend", "executorch", "--prompt", "a", "--max-new-tokens", "1")
