@@ -73,8 +73,8 @@ def evaluate(
     `calibration`: the report's facts of the text that the model was calibrated on; where it shares lines with `text`
     the result has a "warning".
 
-    The text (its first MAX_CHARACTERS) is tokenised once, without special tokens. Raises InputError for a text without tokens, a window larger
-    than the model's context, and logits that are not finite.
+    The text (its first MAX_CHARACTERS) is tokenised once, without special tokens. Raises InputError for a text without
+    tokens, a window larger than the model's context, and logits that are not finite.
     """
     has_bos = model.bos_id is not None
     _check(model, reference, window, max_windows, stride, has_bos)
