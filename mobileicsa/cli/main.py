@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -66,7 +66,9 @@ def execute(arguments: Sequence[str]) -> int:
         return _run(screen, arguments)
     except (BrokenPipeError, SystemExit):  # Typer makes the second of the first
         return PIPE_CLOSED
-    except OSError:  # standard output and standard error take no more: there is nowhere to say so
+    except OSError as error:  # not even the failure could be written
+        with suppress(OSError):
+            screen.streams.err.write(f"error: standard output: {error.strerror}\n")
         return EnvironmentFault.exit_code
     finally:
         screen.streams.close()

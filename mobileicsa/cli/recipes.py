@@ -17,8 +17,8 @@ SHOW_EXAMPLES = """
   mobileicsa recipes show prefix
 """
 CP_EXAMPLES = """
-  mobileicsa recipes cp prefix my-recipe.yaml
-  mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe my-recipe.yaml
+  mobileicsa recipes cp prefix r.yaml
+  mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe r.yaml
 """
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="See `mobileicsa recipes ls`.", show_default=False)]

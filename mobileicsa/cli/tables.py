@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,12 @@ def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
     """Name and value side by side; rows whose value is None are left out."""
     shown = [(name, str(value)) for name, value in rows if value is not None]
     indent = max((len(name) for name, _ in shown), default=0) + 2
-    room = max(console.width - indent, MIN_FACT_WIDTH)
+    room = console.width - indent
+    if room < MIN_FACT_WIDTH:  # a narrow terminal: values below their names
+        for name, value in shown:
+            console.print(Text(name, style="dim"))
+            console.print(Padding(Text(value, overflow="fold"), (0, 0, 0, 2)))
+        return
     # Not a rich grid, which fills every line with blanks to its full width.
     for name, value in shown:
         for line in Text(value).wrap(console, room, overflow="fold"):
