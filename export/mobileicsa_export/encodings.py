@@ -1,4 +1,4 @@
-"""Encodings of a plan as AIMET and QNN read them (JSON forms 0.6.1 and 1.0.0), under the tensor names of model.onnx.
+"""Encodings of a frozen decoder as AIMET and QNN read them (JSON forms 0.6.1, 1.0.0), by the tensor names of model.onnx.
 
 Both store unsigned grids: real = scale * (u + offset) with u in [0, 2**bits - 1]. Our signed integer q with zero
 point z is u = q + 2**(bits - 1), so offset = -(z + 2**(bits - 1)).
@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from mobileicsa.core.encoding import TensorEncoding
-from mobileicsa.core.plan import QuantPlan
 from mobileicsa.io.atomic import write_bytes
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
 
 # Edges of stored constants are tensors of their own name in the model: the parameter or buffer beside the edge.
 CONSTANT_TENSORS = {
@@ -29,10 +30,9 @@ CONSTANT_TENSORS = {
 FILES = {"0.6.1": "encodings_0.6.1.json", "1.0.0": "encodings_1.0.0.json"}
 
 
-def write_encodings(plan: QuantPlan, tensors: Mapping[str, Tensor], folder: Path) -> tuple[Path, ...]:
-    """Both forms, complete for every edge and weight of `plan`. `tensors` hold the weights' scales (FrozenModel)."""
-    activations, parameters = collect(plan, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
+def write_encodings(decoder: Decoder, folder: Path) -> tuple[Path, ...]:
+    """Both forms, complete for every edge and weight of a frozen decoder, into `folder`; their paths."""
+    activations, parameters = collect(decoder)
     forms = {"0.6.1": _form_061(activations, parameters), "1.0.0": _form_100(activations, parameters)}
     for form, data in forms.items():
         # No indentation: an embedding has one entry a row.
@@ -40,24 +40,27 @@ def write_encodings(plan: QuantPlan, tensors: Mapping[str, Tensor], folder: Path
     return tuple(folder / name for name in FILES.values())
 
 
-def collect(
-    plan: QuantPlan, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, TensorEncoding], dict[str, TensorEncoding]]:
-    """Encodings of activations and of parameters by tensor name."""
+def collect(decoder: Decoder) -> tuple[dict[str, TensorEncoding], dict[str, TensorEncoding]]:
+    """Encodings of activations and of parameters by tensor name; both empty for a float decoder."""
     activations: dict[str, TensorEncoding] = {}
     parameters: dict[str, TensorEncoding] = {}
-    for edge, encoding in plan.edges.items():
-        module, _, attribute = edge.rpartition(".")
-        if attribute in CONSTANT_TENSORS:
-            parameters[f"{module}.{CONSTANT_TENSORS[attribute]}"] = encoding
-        else:
-            activations[edge] = encoding
-    for name, weight in plan.weights.items():
-        scale = tuple(tensors[f"{name}.scale"].flatten().tolist())
-        parameters[name] = TensorEncoding(
-            bits=weight.bits, scale=scale, zero_point=(0,) * len(scale), axis=0, narrow=weight.narrow
-        )
+    for name, module in decoder.named_modules():
+        if isinstance(module, QdqEdge):
+            owner, _, attribute = name.rpartition(".")
+            if attribute in CONSTANT_TENSORS:
+                parameters[f"{owner}.{CONSTANT_TENSORS[attribute]}"] = module.encoding
+            else:
+                activations[name] = module.encoding
+        elif isinstance(module, QuantLinear) and not (decoder.spec.tied_head and name == "head.proj"):
+            parameters[f"{name}.weight"] = _per_row(module.scale, module.encoding.bits, module.encoding.narrow)
+        elif isinstance(module, QuantEmbedding):
+            parameters[f"{name}.weight"] = _per_row(module.row_scale, 8, True)
     return activations, parameters
+
+
+def _per_row(scale: Tensor, bits: int, narrow: bool) -> TensorEncoding:
+    scales = tuple(scale.flatten().tolist())
+    return TensorEncoding(bits=bits, scale=scales, zero_point=(0,) * len(scales), axis=0, narrow=narrow)
 
 
 def _offsets(encoding: TensorEncoding) -> list[int]:

@@ -14,7 +14,7 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import export_method, input_names, method_lengths, output_names
-from mobileicsa.program.qdq import QuantLinear
+from mobileicsa.program.qdq import QdqEdge, QuantLinear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,7 +26,7 @@ METADATA_KEYS = frozenset({"method", "mobileicsa_version", "target"})  # beside 
 
 
 class OnnxBackend:
-    """Writes model.onnx (decode), model_prefill.onnx and the weights of both in model.onnx.data."""
+    """Writes model.onnx (decode), model_prefill.onnx, the weights of both in model.onnx.data, and encodings for QNN."""
 
     name = "onnx"
 
@@ -38,6 +38,7 @@ class OnnxBackend:
         import onnx
         import onnx_ir as ir
 
+        from mobileicsa_export.encodings import write_encodings
         from mobileicsa_export.onnx_data import SharedData
         from mobileicsa_export.onnx_graph import OPSET, convert, to_qdq_form
         from mobileicsa_export.onnx_names import rename
@@ -57,7 +58,9 @@ class OnnxBackend:
         for name in MODEL_FILES.values():
             onnx.checker.check_model(str(folder / name), full_check=True)
         facts |= facts["decode"]
-        return Written(files=tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE)), facts=facts)
+        files = tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE))
+        frozen = any(isinstance(module, QdqEdge) for module in decoder.modules())
+        return Written(files=files + (write_encodings(decoder, folder) if frozen else ()), facts=facts)
 
     def open(
         self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None, exact: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from mobileicsa_export.encodings import FILES, write_encodings
+from mobileicsa_export.encodings import FILES
 from mobileicsa_export.onnx import OnnxBackend
 from tiny_frozen import CONTEXT, target, tiny_frozen
 
@@ -28,7 +28,6 @@ def frozen() -> FrozenModel:
 def folder(frozen: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("encodings")
-    write_encodings(frozen.plan, frozen.tensors, folder)
     # Primitive: every edge of the plan has its Q in this graph.
     OnnxBackend().write(build_decoder(frozen, primitive=True), target(), folder, {"context": CONTEXT})
     return folder
@@ -81,8 +80,18 @@ def test_every_weight_has_one_encoding_a_channel_that_means_its_integers(
 
 
 @pytest.mark.parametrize("form", FILES)
-def test_every_edge_of_the_plan_has_an_entry(frozen: FrozenModel, folder: Path, form: str) -> None:
+def test_every_edge_and_weight_of_the_plan_has_an_entry(frozen: FrozenModel, folder: Path, form: str) -> None:
     assert len(entries(folder, form)) == len(frozen.plan.edges) + len(frozen.plan.weights)
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_every_stored_weight_of_the_graph_has_an_entry(folder: Path, form: str) -> None:
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    produced = {n.output[0]: n for n in graph.node}
+    read = {n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in produced}
+    stored = read & {i.name for i in graph.initializer}
+    assert len(stored) >= 14
+    assert stored <= set(entries(folder, form))
 
 
 def test_the_older_form_states_the_range_of_the_grid(folder: Path) -> None:
