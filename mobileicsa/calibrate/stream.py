@@ -35,11 +35,16 @@ def load_layer(spec: ModelSpec, index: int, weights: WeightSource) -> DecoderLay
 class Stream:
     """Hidden states on their way through the model.
 
-    content (N, T, hidden): the calibration windows; prefix (1, P, hidden): the fixed prefix, P may be 0.
+    content (N, T, hidden): the calibration windows; prefix (1, P, hidden): the fixed prefix, P may be 0;
+    quantized: the windows as the quantised model has them, where a recipe asks for it.
     """
 
     content: Tensor
     prefix: Tensor
+    quantized: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def batches(self) -> int:

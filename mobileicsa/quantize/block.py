@@ -19,9 +19,11 @@ from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, named_edges, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
+from mobileicsa.quantize.feedback import GROUPS, InputRows, round_block
+from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
 from mobileicsa.quantize.ranges import clipped_share, encode_edge, signal_to_noise_db
 from mobileicsa.quantize.recipe import Recipe
-from mobileicsa.quantize.rounding import quantize_weight, rounding_facts
+from mobileicsa.quantize.rounding import Rounded, quantize_weight, rounding_facts
 
 
 @dataclass
@@ -46,6 +48,11 @@ def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, 
     return observed
 
 
+def passes(recipe: Recipe) -> int:
+    """How often the calibration text goes through a block."""
+    return 1 + (recipe.smoothing != "off") + (FEEDBACK_PASSES if recipe.weights == "gptq" else 0)
+
+
 def quantize_block(
     spec: ModelSpec,
     index: int,
@@ -55,7 +62,7 @@ def quantize_block(
     recipe: Recipe,
     tick: Callable[[], None],
 ) -> tuple[Piece, Stream]:
-    """The quantised block and the float stream behind it. `tick` is called once per batch of windows and pass."""
+    """The quantised block and the stream behind it. `tick` is called once per batch of windows and pass."""
     piece = Piece()
     next_prefix, past = run_prefix(spec, layer, stream)
     if recipe.smoothing != "off":
@@ -63,16 +70,27 @@ def quantize_block(
         # Scaling moves range into the cached values: the prefix's rows must be those of the scaled block.
         next_prefix, past = run_prefix(spec, layer, stream)
     observed = observe(layer, stream.batches, f"layers.{index}")
-    inputs = {name: _InputMoments() for name in ("attn.o_proj", "mlp.down_proj", "attn.q_proj", "mlp.gate_proj")}
-    hooks = [layer.get_submodule(name).register_forward_pre_hook(moments) for name, moments in inputs.items()]
+    feedback = stream.quantized is not None
+    inputs: dict[str, Any] = {group[0]: InputRows() if feedback else _InputMoments() for group in GROUPS}
+    hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in inputs.items()]
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
     for hook in hooks:
         hook.remove()
     _observe_prefix(layer, past)
-    encode_part(f"layers.{index}", observed, scheme, recipe, piece)
-    _round(f"layers.{index}", layer, inputs, scheme, recipe, piece)
+    prefix = f"layers.{index}"
+    encode_part(prefix, observed, scheme, recipe, piece)
+    weight = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
+    quantized = None
+    if stream.quantized is None:
+        rounded = _round(prefix, layer, inputs, weight, recipe)
+    else:
+        encodings = {name: piece.edges[f"{prefix}.{name}"] for name in observed}
+        rounded, quantized = round_block(
+            spec, layer, inputs, stream.quantized, past, encodings, weight, recipe.asymmetric, tick
+        )
+    _keep(prefix, layer, rounded, weight, piece)
     _store_prefix(index, past, piece)
-    return piece, Stream(content, next_prefix)
+    return piece, Stream(content, next_prefix, quantized)
 
 
 def encode_part(
@@ -114,11 +132,6 @@ class _InputMoments:
         return self.total / self.rows
 
 
-# A linear's input statistics are those of the first linear that reads the same tensor.
-_READS = {"q_proj": "attn.q_proj", "k_proj": "attn.q_proj", "v_proj": "attn.q_proj", "o_proj": "attn.o_proj"}
-_READS |= {"gate_proj": "mlp.gate_proj", "up_proj": "mlp.gate_proj", "down_proj": "mlp.down_proj"}
-
-
 def _smooth(
     spec: ModelSpec,
     index: int,
@@ -152,29 +165,32 @@ def _observe_prefix(layer: DecoderLayer, past: LayerCache) -> None:
 
 
 def _round(
-    prefix: str,
-    layer: DecoderLayer,
-    inputs: dict[str, _InputMoments],
-    scheme: QuantScheme,
-    recipe: Recipe,
-    piece: Piece,
+    prefix: str, layer: DecoderLayer, inputs: dict[str, _InputMoments], encoding: WeightEncoding, recipe: Recipe
+) -> dict[str, Rounded]:
+    rounded: dict[str, Rounded] = {}
+    for group in GROUPS:
+        importance = inputs[group[0]].mean if recipe.weights == "clip" else None
+        for name in group:
+            weight = layer.get_parameter(f"{name}.weight")
+            rounded[name] = quantize_weight(f"{prefix}.{name}.weight", weight, encoding, importance)
+    return rounded
+
+
+def _keep(
+    prefix: str, layer: DecoderLayer, rounded: dict[str, Rounded], encoding: WeightEncoding, piece: Piece
 ) -> None:
-    encoding = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
     errors = piece.report.setdefault("weights", {})
     for name, module in layer.named_modules():
         path = f"{prefix}.{name}"
         if isinstance(module, Linear):
-            importance = inputs[_READS[name.rpartition(".")[2]]].mean if recipe.weights == "clip" else None
-            integers, scale = quantize_weight(f"{path}.weight", module.weight, encoding, importance)
+            integers, scale = rounded[name]
             piece.tensors[f"{path}.weight"], piece.tensors[f"{path}.weight.scale"] = integers, scale
             piece.weights[f"{path}.weight"] = encoding
             errors[f"{path}.weight"] = rounding_facts(module.weight, integers, scale)
-            if module.bias is not None:
-                piece.tensors[f"{path}.bias"] = module.bias.data.clone()
         elif isinstance(module, Norm):
             piece.tensors[f"{path}.weight"] = module.weight.data.clone()
-            if module.bias is not None:
-                piece.tensors[f"{path}.bias"] = module.bias.data.clone()
+        if isinstance(module, (Linear, Norm)) and module.bias is not None:
+            piece.tensors[f"{path}.bias"] = module.bias.data.clone()
 
 
 def _store_prefix(index: int, past: LayerCache, piece: Piece) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mobileicsa.calibrate.stream import BATCH, Stream, WeightSource, embed, load_layer
@@ -18,10 +19,10 @@ from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Embedding, Head
 from mobileicsa.models.load import empty_weights
-from mobileicsa.quantize.block import Piece, encode_part, observe, quantize_block
+from mobileicsa.quantize.block import Piece, encode_part, observe, passes, quantize_block
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
-from mobileicsa.quantize.rounding import quantize_weight, rounding_facts
+from mobileicsa.quantize.rounding import fake_quantize_weight, quantize_weight, rounding_facts
 
 
 class StageStore(Protocol):
@@ -79,14 +80,13 @@ def quantize_model(
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
-    stream = _load_stream(store, finished - 1) if finished else embed(spec, weights, prefix, windows)
+    stream = _load_stream(store, finished - 1) if finished else _start(spec, weights, prefix, windows, scheme, recipe)
     for index in range(finished, spec.num_layers):
-        passes = 1 if recipe.smoothing == "off" else 2
-        tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes * stream.batches)
+        tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe) * stream.batches)
         layer = load_layer(spec, index, weights)
         piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
         # The stream first: a finished block without the stream behind it would be of no use.
-        store.save(_stream_stage(index), f"{run}:{index}", vars(stream), {})
+        store.save(_stream_stage(index), f"{run}:{index}", stream.tensors(), {})
         store.save(_layer_stage(index), run, piece.tensors, _piece_json(piece))
         pieces.append(piece)
     pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
@@ -127,6 +127,21 @@ def _prefix(
         store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
     _, data = store.load("prefix")
     return tuple(data["prefix"]), data["trials"]
+
+
+def _start(
+    spec: ModelSpec,
+    weights: WeightSource,
+    prefix: tuple[int, ...],
+    windows: Tensor,
+    scheme: QuantScheme,
+    recipe: Recipe,
+) -> Stream:
+    stream = embed(spec, weights, prefix, windows)
+    if recipe.weights == "gptq":
+        table = fake_quantize_weight(weights.get("embed.weight"), WeightEncoding(bits=scheme.embedding_bits))
+        stream.quantized = F.embedding(windows, table) * spec.embed_scale
+    return stream
 
 
 def _embedding_and_head(

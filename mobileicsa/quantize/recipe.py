@@ -31,7 +31,9 @@ class Recipe(BaseModel):
     - prefix_tokens: most tokens that the sink-prefix search may fix after BOS; 0 fixes none, not even BOS;
     - smoothing: "off", "fixed" (first alpha at every norm, as SmoothQuant) or "search" (per site by output error);
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
-    - weights: "nearest", or "clip" (activation-aware clip before rounding).
+    - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
+      inputs that the quantised model has);
+    - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +43,8 @@ class Recipe(BaseModel):
     smoothing: Literal["off", "fixed", "search"] = "off"
     alphas: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.5,), min_length=1, max_length=64)
     ranges: Literal["minmax", "mse"] = "minmax"
-    weights: Literal["nearest", "clip"] = "nearest"
+    weights: Literal["nearest", "clip", "gptq"] = "nearest"
+    asymmetric: float = Field(default=0.0, ge=0.0, le=1.0)
     calibration: Calibration = Calibration()
 
 

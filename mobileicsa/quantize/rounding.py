@@ -19,6 +19,8 @@ from mobileicsa.core.plan import WeightEncoding
 WEIGHT_MANTISSA_BITS = 15
 # Rows for which the error is worked out at a time: in float64 a whole embedding table would take too much memory.
 ERROR_ROWS = 4096
+# Integers (out, in) int8 and scales (out,) of one weight.
+Rounded = tuple[Tensor, Tensor]
 CLIP_RATIOS = tuple(1.0 - 0.025 * i for i in range(21))
 
 
@@ -59,9 +61,7 @@ def clipped_scale(weight: Tensor, importance: Tensor, encoding: WeightEncoding) 
     return best
 
 
-def quantize_weight(
-    name: str, weight: Tensor, encoding: WeightEncoding, importance: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def quantize_weight(name: str, weight: Tensor, encoding: WeightEncoding, importance: Tensor | None) -> Rounded:
     """Integers and scales of one weight; `importance` None means no clip. InputError for NaN or infinity."""
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"{name}: weight is NaN or infinite")
