@@ -57,7 +57,7 @@ check: setup
 
 # About an hour on two cores; finished steps in BENCH_WORK are not computed again.
 bench: setup
-	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 160
+	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 80
 	$(BIN)/python -m benchmarks.tables
 
 docs: setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-COLORS = {"minmax": "#b9bec6", "smoothquant": "#7da7d9", "prefix": "#d9622b"}
+COLORS = {"minmax": "#b9bec6", "prefix": "#d9622b", "gptq": "#3b7dd8"}
 RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
 
 

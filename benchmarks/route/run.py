@@ -1,6 +1,6 @@
 """The main route on a real model, as a user runs it: quantise, verify, evaluate, bench; one JSON with everything.
 
-    python -m benchmarks.route.run --work build/route --windows 160
+    python -m benchmarks.route.run --work build/route --windows 80
 
 Perplexity: WikiText-2 raw test, windows of 256 tokens, BOS (or the artifact's prefix) first. Calibration text is
 written by the model itself: nothing here has seen WikiText. Every step is one command line; a finished step's answer
@@ -45,11 +45,10 @@ class Build:
 
 BUILDS = (
     Build("w8a8", "minmax"),
-    Build("w8a8", "smoothquant"),
     Build("w8a8", "prefix", timed=True),
     Build("w4a8", "minmax"),
-    Build("w4a8", "smoothquant"),
     Build("w4a8", "prefix", timed=True),
+    Build("w4a8", "gptq"),
     Build("w4a16", "prefix"),
 )
 
