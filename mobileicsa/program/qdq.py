@@ -57,7 +57,8 @@ class QdqEdge(Edge):
         self.encoding = encoding
         self.quantize = Quantize(encoding)
         self.dequantize = Dequantize(encoding)
-        # Set by the simulator only: the same numbers in six float operations, without leaving float32.
+        # Set by the simulator only: rounding without integer tensors, and float64 from here to the next edge, so
+        # that the order of a sum or another library's exp cannot decide how a value is rounded there.
         self.eager = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,15 +66,16 @@ class QdqEdge(Edge):
             return self.load(self.store(x))
         e = self.encoding
         scale, zero = e.scale[0], e.zero_point[0]
-        return (x * (1.0 / scale)).round_().add_(zero).clamp_(e.qmin, e.qmax).sub_(zero).mul_(scale)
+        q = (x.to(torch.float32) * (1.0 / scale)).round_().add_(zero).clamp_(e.qmin, e.qmax)
+        return q.sub_(zero).mul_(scale).to(torch.float64)
 
     def store(self, x: Tensor) -> Tensor:
-        q: Tensor = self.quantize(x)
+        q: Tensor = self.quantize(x.to(torch.float32) if self.eager else x)
         return q
 
     def load(self, x: Tensor) -> Tensor:
         y: Tensor = self.dequantize(x)
-        return y
+        return y.to(torch.float64) if self.eager else y
 
 
 class QuantLinear(Linear):
@@ -125,7 +127,8 @@ class ExactProduct:
 
     def multiply(self, x: Tensor) -> Tensor:
         """x (..., in) are real values on the grid of the input's edge; returns real values (..., out)."""
-        return F.linear(torch.round(x / self.input_scale), self.integers) * self.scale
+        integers = torch.round(x.to(torch.float32) / self.input_scale)
+        return (F.linear(integers, self.integers) * self.scale).to(torch.float64)
 
 
 class QuantEmbedding(Embedding):

@@ -11,33 +11,18 @@ from torch import Tensor
 
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
-from mobileicsa.models.edge import named_edges
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
 from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
-
-# The edge whose integers each linear reads, by the linear's attribute path inside its block; the first that exists.
-_READS = {
-    "attn.q_proj": ("attn_norm.out", "attn_in"),
-    "attn.k_proj": ("attn_norm.out", "attn_in"),
-    "attn.v_proj": ("attn_norm.out", "attn_in"),
-    "attn.o_proj": ("attn.out",),
-    "mlp.gate_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
-    "mlp.up_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
-    "mlp.down_proj": ("mlp.product",),
-    "proj": ("norm.out",),  # of the head
-}
+from mobileicsa.program.reads import input_scale
 
 
 def prepare_for_eager(decoder: Decoder) -> None:
     """Integer sums in every linear, as integer kernels have them, and edges rounded without integer tensors."""
     for block in (*decoder.layers, decoder.head):
-        edges = dict(named_edges(block))
         for name, module in block.named_modules():
             if isinstance(module, QuantLinear):
-                edge = next(edges[path] for path in _READS[name] if path in edges)
-                assert isinstance(edge, QdqEdge)
-                module.exact = ExactProduct(module, edge.encoding.scale[0])
+                module.exact = ExactProduct(module, input_scale(block, name))
     for module in decoder.modules():
         if isinstance(module, QdqEdge):
             module.eager = True
@@ -61,13 +46,13 @@ class SimulatorSession:
     ) -> tuple[NDArray[np.float32], list[Array]]:
         past = [torch.from_numpy(rows) for rows in cache]
         logits, *rows = self.methods[method](torch.from_numpy(token_ids), torch.tensor([position]), *past)
-        return logits.numpy(), [row.numpy() for row in rows]
+        return logits.to(torch.float32).numpy(), [row.numpy() for row in rows]
 
     @torch.no_grad()
     def sequence_logits(self, ids: Tensor, prefix: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         """Logits (1, T, vocab) of a whole sequence in one pass, for measuring accuracy quickly."""
         logits: Tensor = self.decoder(ids, prefix)[0]
-        return logits
+        return logits.to(torch.float32)
 
     def close(self) -> None:
         self.methods = {}

@@ -21,6 +21,7 @@ from mobileicsa.core.spec import LayerSpec
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.methods import input_names
+from mobileicsa.program.simulator import SimulatorSession
 
 
 def written(decoder: Decoder, folder: Path, int4_storage: str = "int8") -> Path:
@@ -66,6 +67,23 @@ def test_four_bit_weights_give_the_simulators_integers(storage: str, tmp_path: P
     frozen = tiny_frozen("w4a8")
     decoder = build_decoder(frozen, primitive=False)
     assert_equal_integers(frozen, written(decoder, tmp_path, storage), decoder, optimise=True)
+
+
+@pytest.fixture(scope="module")
+def deep() -> FrozenModel:
+    """Deep and wide enough that float32 regions do round some value the other way."""
+    return tiny_frozen("w8a8", hidden_size=192, intermediate_size=320, num_heads=12, layers=(LayerSpec(),) * 6)
+
+
+@pytest.mark.parametrize("primitive", [False, True])
+def test_exact_numerics_give_every_integer_of_the_simulator(deep: FrozenModel, primitive: bool, tmp_path: Path) -> None:
+    decoder = build_decoder(deep, primitive=primitive)
+    session = OnnxSession(written(decoder, tmp_path), decoder.spec, threads=1, numerics="exact")
+    expected = generate(decoder, SimulatorSession(decoder, target()).run)
+    for (a, x), (b, y) in zip(expected, generate(decoder, session.run), strict=True):
+        np.testing.assert_array_equal(a, b)
+        for ours, theirs in zip(x, y, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_primitive_decoder_gives_the_simulators_integers(frozen: FrozenModel, tmp_path: Path) -> None:
