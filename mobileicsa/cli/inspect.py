@@ -67,7 +67,7 @@ def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
     show_table(console, ("edge", "role", "type", "signal to noise"), rows, left=3)
     if listed:
         console.print()
-        columns = ("edge", "role", "type", "scale", "zero", "signal to noise")
+        columns = ("edge", "role", "type", "scale", "zero", "SQNR")
         show_table(console, columns, map(_edge, document["edges"].items()), left=3)
     else:
         console.print("\nevery edge: --edges ''; everything: --json", style="dim", markup=False)
@@ -82,7 +82,10 @@ def _written(row: dict[str, Any]) -> list[tuple[str, str | None]]:
 
     facts: list[tuple[str, str | None]] = [
         ("files", ", ".join(f"{name} {size(count)}" for name, count in row["files"].items())),
-        ("bytes per weight", f"{row['bytes_per_decoder_weight']:.3f} of the decoder, all but one embedding table"),
+        (
+            "bytes per weight",
+            f"{row['bytes_per_decoder_weight']:.3f} in the decoder (the largest file without one embedding table)",
+        ),
     ]
     for method, ops in row["operators"].items():
         facts.append((f"{method} as written", f"{sum(ops.values())}: {_histogram(ops)}"))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import typer
 
 from mobileicsa.cli.answer import Answer
 from mobileicsa.cli.options import JsonFlag
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SCHEMES_EXAMPLES = """
   mobileicsa schemes
@@ -36,13 +41,26 @@ def targets(context: typer.Context, as_json: JsonFlag = False) -> Answer:
     """List the targets and the back ends of each."""
     from dataclasses import asdict
 
-    from mobileicsa.cli.tables import show_table
     from mobileicsa.program.targets import all_targets
 
     found = [asdict(target) for target in all_targets().values()]
-    rows = [
-        (t["name"], ", ".join(t["backends"]), t["nonlinear"], t["int4_storage"], t["description"], t["context"])
-        for t in found
-    ]
-    columns = ("target", "back ends", "non-linear ops", "4-bit stored as", "description", "context")
-    return Answer(document={"targets": found}, show=lambda console: show_table(console, columns, rows, left=5))
+    return Answer(document={"targets": found}, show=lambda console: _show_targets(console, found))
+
+
+def _show_targets(console: Console, found: list[dict[str, Any]]) -> None:
+    from mobileicsa.cli.tables import show_facts
+
+    for number, target in enumerate(found):
+        if number:
+            console.print()
+        console.print(target["name"], style="bold", markup=False)
+        show_facts(
+            console,
+            [
+                ("  for", target["description"]),
+                ("  back ends", ", ".join(target["backends"])),
+                ("  non-linear ops", target["nonlinear"]),
+                ("  4-bit stored as", target["int4_storage"]),
+                ("  context", f"{target['context']} tokens, prompts in chunks of {target['prefill_chunk']}"),
+            ],
+        )

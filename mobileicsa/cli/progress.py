@@ -92,6 +92,9 @@ class Bars:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
+            # What libraries print is not for this terminal (see streams.py), and rich would bring it here.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task: TaskID | None = None
         self._title = ""

@@ -42,7 +42,7 @@ def show(context: typer.Context, name: RecipeName, as_json: JsonFlag = False) ->
     from mobileicsa.quantize.recipe import load_recipe
 
     document = load_recipe(name).model_dump(mode="json")
-    text = yaml.safe_dump(document, sort_keys=False, width=100)
+    text = yaml.safe_dump(document, sort_keys=False, width=76)
     return Answer(document=document, show=lambda console: console.out(text, end="", highlight=False))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 MIN_FACT_WIDTH = 16
+COLUMN_GAP = 3
+# A longer word, such as a path, may be broken anywhere.
+MAX_WORD = 24
 
 
 def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
@@ -33,14 +36,41 @@ def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:
-    """The first `left` columns are words, the others numbers; None is shown as a dash."""
+    """The first `left` columns are words, the others numbers; None is shown as a dash.
+
+    Where the columns do not fit the terminal, rows and columns change places; where that does not fit, rows are
+    listed one below the other.
+    """
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    turned = [[column, *(row[index] for row in cells)] for index, column in enumerate(columns)]
+    if _least_width(turned, left) <= console.width:
+        console.print(_table(columns, cells, left, wrapped=left))
+    elif _least_width([[turned[0][0], *(row[0] for row in turned)], *map(list, cells)], len(columns)) <= console.width:
+        console.print(_table(turned[0], turned[1:], 1, wrapped=len(turned[0])))
+    else:
+        for row in cells:
+            console.print(Text(row[0], style="bold"))
+            show_facts(console, zip(columns[1:], row[1:], strict=True))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int, wrapped: int) -> Table:
+    """The first `left` columns are justified left, the first `wrapped` may break their lines."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        words = index < left
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        justify: Literal["left", "right"] = "left" if index < left else "right"
+        table.add_column(column, justify=justify, no_wrap=index >= wrapped, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    console.print(table)
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _least_width(columns: Sequence[Sequence[str]], wrapped: int) -> int:
+    """Width of a table of these columns (name first), the first `wrapped` broken into words."""
+    widths = [
+        max(min(max(map(len, text.split() or [""])), MAX_WORD) if index < wrapped else len(text) for text in column)
+        for index, column in enumerate(columns)
+    ]
+    return sum(widths) + COLUMN_GAP * (len(columns) - 1)
 
 
 def show_list(console: Console, title: str, lines: Iterable[str]) -> None:

@@ -61,7 +61,15 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
     for problem in result["problems"]:
         console.print(f"FAILED  {problem}", markup=False, style="bold red", soft_wrap=True)
-    columns = ("back end", "result", "equal integers", "largest step", "logits equal", "largest", "greedy tokens equal")
+    columns = (
+        "back end",
+        "result",
+        "equal integers",
+        "largest step",
+        "logits equal",
+        "logits step",
+        "greedy tokens equal",
+    )
     rows = []
     for name, row in result["backends"].items():
         if "skipped" in row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -41,9 +42,15 @@ def quantizer(folder: Path, *more: str) -> Quantize:
     return run
 
 
+def different_files(manifest: bytes, reference: bytes) -> list[str]:
+    one, other = json.loads(manifest)["files"], json.loads(reference)["files"]
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
 def check_never_half(parent: Path, reference: bytes) -> None:
     """Every folder that could be taken for a finished artifact is one, and the right one."""
     for manifest in parent.rglob(layout.MANIFEST):
+        assert different_files(manifest.read_bytes(), reference) == []
         assert manifest.read_bytes() == reference
         assert check_files(manifest.parent, read_manifest(manifest.parent)) == []
 
