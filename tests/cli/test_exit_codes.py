@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from commands import Command
 
 CANNED: list[tuple[str, int, str]] = [
     ("quntize", 2, "Did you mean 'quantize'?"),

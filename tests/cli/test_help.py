@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import Command
+from commands import Command
 
 from mobileicsa.cli.main import RECIPE_VERBS, VERBS, Verb, build_app
 

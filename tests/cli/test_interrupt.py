@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import quick_backend
 import torch
-from conftest import Fork
+from commands import Fork
 
 from mobileicsa.cli.main import execute
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from commands import Command
 
 from mobileicsa.artifact import manifest
 from mobileicsa.core.errors import DeviceError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from commands import Command
 from tiny_artifact import write_checkpoint
 
 from mobileicsa.evaluate import lm_eval_run

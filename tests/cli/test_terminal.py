@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from commands import Command
 
 MOBILEICSA = [sys.executable, "-c", "from mobileicsa.cli.main import main; main()"]
 ESCAPE = "\x1b"
