@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mobileicsa.artifact import layout
 from mobileicsa.artifact.manifest import check_files, read_manifest
 from mobileicsa.cli.main import execute
 from mobileicsa.io.hashing import sha256_tree
+from mobileicsa.io.staging import Staging
 
 STAGES = ["calibration", "prefix", "stream-0", "layer-000", "stream-1", "layer-001", "export-quick-quick"]
 POINTS = [f"{stage}:{moment}" for stage in STAGES for moment in ("kill", "after")]
@@ -159,3 +161,20 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Quantize, bytes, flo
     start = time.monotonic()
     complete(run, folder / "out")
     return run, (folder / "out" / layout.MANIFEST).read_bytes(), time.monotonic() - start
+
+
+@pytest.mark.parametrize("what", ["work space", "old artifact"])
+def test_fault_41_a_folder_killed_while_it_is_removed_does_not_look_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    old_artifact(tmp_path / "out")
+    # As if the kill came before the first other file is gone.
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **options: None)
+    with Staging(tmp_path / "out", "0123abcd") as staging:
+        staging.write_json(layout.MANIFEST, {})
+        if what == "work space":
+            staging.discard()
+        else:
+            staging.commit(overwrite=True)
+    left = [path.parent for path in tmp_path.rglob(layout.MANIFEST)]
+    assert left == [tmp_path / "out"]
