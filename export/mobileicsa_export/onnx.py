@@ -19,6 +19,8 @@ from mobileicsa.program.qdq import QdqEdge, QuantLinear
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from mobileicsa_export.onnx_session import Numerics
+
 INSTALL = "pip install 'mobileicsa[onnx]'"
 MODEL_FILES = {"decode": "model.onnx", "prefill": "model_prefill.onnx"}
 DATA_FILE = "model.onnx.data"
@@ -62,20 +64,25 @@ class OnnxBackend:
         frozen = any(isinstance(module, QdqEdge) for module in decoder.modules())
         return Written(files=files + (write_encodings(decoder, folder) if frozen else ()), facts=facts)
 
-    def open(
-        self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None, exact: bool = False
-    ) -> Session:
-        """`exact` gives the simulator's integers to the last one, at about two thirds of the speed."""
-        from mobileicsa_export.onnx_session import OnnxSession
+    def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
+        return _open(folder, spec, target, threads, "fast")
 
-        session = OnnxSession(folder, spec, threads=threads, numerics="exact" if exact else "fast")
-        session.check_target(target)
-        return session
+    def open_exact(self, folder: Path, spec: ModelSpec, target: Target) -> Session:
+        """The simulator's integers to the last one, at about two thirds of the speed."""
+        return _open(folder, spec, target, None, "exact")
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
         from mobileicsa_export.onnx_placement import placement
 
         return placement(folder, primitive=target.nonlinear == "primitive")
+
+
+def _open(folder: Path, spec: ModelSpec, target: Target, threads: int | None, numerics: Numerics) -> Session:
+    from mobileicsa_export.onnx_session import OnnxSession
+
+    session = OnnxSession(folder, spec, threads=threads, numerics=numerics)
+    session.check_target(target)
+    return session
 
 
 def _stored_bits(decoder: Decoder, target: Target) -> dict[str, int]:

@@ -23,7 +23,7 @@ from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.models.load import load_decoder, read_spec
-from mobileicsa.program.backend import find_backend
+from mobileicsa.program.backend import ExactBackend, find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.generate import TokenRunner
 from mobileicsa.program.methods import empty_cache
@@ -45,10 +45,17 @@ class QuantizedModel(Generates):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, backend: str = SIMULATOR, target: str | None = None, threads: int | None = None
+        cls,
+        folder: str | Path,
+        *,
+        backend: str = SIMULATOR,
+        target: str | None = None,
+        threads: int | None = None,
+        exact: bool = False,
     ) -> QuantizedModel:
         """Open an artifact. Its files are checked against the manifest first.
 
+        `exact`: on an `ExactBackend`, the simulator's own arithmetic instead of the fast kernels.
         Raises InputError (not an artifact), VerificationError (damaged), EnvironmentFault (back end not installed).
         """
         folder = Path(folder)
@@ -63,7 +70,7 @@ class QuantizedModel(Generates):
                 hint="the folder mixes two artifacts: copy it again or make it anew",
             )
         model = cls(folder, frozen.plan, target_of(manifest, target), manifest, backend)
-        model._open(frozen, threads)
+        model._open(frozen, threads, exact)
         return model
 
     @classmethod
@@ -71,10 +78,10 @@ class QuantizedModel(Generates):
         """The simulator over an artifact in the making, which has no manifest yet."""
         frozen = read_frozen(folder)
         model = cls(folder, frozen.plan, target, {}, SIMULATOR)
-        model._open(frozen, None)
+        model._open(frozen, None, False)
         return model
 
-    def _open(self, frozen: FrozenModel, threads: int | None) -> None:
+    def _open(self, frozen: FrozenModel, threads: int | None, exact: bool) -> None:
         self.frozen = frozen
         prefix = frozen.prefix_cache()
         self.prefix_logits = frozen.tensors.get("prefix.logits")
@@ -83,7 +90,7 @@ class QuantizedModel(Generates):
             decoder = build_decoder(frozen, primitive=self.target.nonlinear == "primitive")
             self.session: Any = SimulatorSession(decoder, self.target)
         else:
-            self.session = self._open_backend(threads)
+            self.session = self._open_backend(threads, exact)
         logits = None if self.prefix_logits is None else self.prefix_logits.numpy()
         rows = [rows.numpy() for pair in prefix for rows in pair]
         self.runner = TokenRunner(self.session, self.target, rows, logits)
@@ -94,7 +101,7 @@ class QuantizedModel(Generates):
         default = self.manifest["default_target"]
         return self.folder / layout.backend_folder(self.target.name, self.backend, default)
 
-    def _open_backend(self, threads: int | None) -> Any:
+    def _open_backend(self, threads: int | None, exact: bool) -> Any:
         back_end = find_backend(self.backend)
         reason = back_end.unavailable()
         if reason is not None:
@@ -105,7 +112,11 @@ class QuantizedModel(Generates):
                 hint="run `mobileicsa export` for a target with that back end",
             )
         require_files(self.folder, self.manifest, self.exported.relative_to(self.folder).as_posix() + "/")
-        return back_end.open(self.exported, self.spec, self.target, threads=threads)
+        if not exact:
+            return back_end.open(self.exported, self.spec, self.target, threads=threads)
+        if not isinstance(back_end, ExactBackend):
+            raise UsageError(f"back end {self.backend} has no exact arithmetic")
+        return back_end.open_exact(self.exported, self.spec, self.target)
 
     @property
     def max_window(self) -> int:

@@ -71,7 +71,12 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         "greedy tokens equal",
     )
     rows = []
-    for name, row in result["backends"].items():
+    checked = [
+        pair
+        for name, row in result["backends"].items()
+        for pair in ((name, row), *([(f"{name}, exact", row["exact"])] if "exact" in row else []))
+    ]
+    for name, row in checked:
         if "skipped" in row:
             rows.append((name, f"skipped: {row['skipped']}", *[None] * 5))
         elif "error" in row:

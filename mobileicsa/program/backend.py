@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,16 @@ class Backend(Protocol):
         product with a weight on every target, any operator on a primitive one.
         """
         ...
+
+
+@runtime_checkable
+class ExactBackend(Backend, Protocol):
+    """A back end that can also compute a written file exactly as the simulator does, at any cost in speed.
+
+    It shows that the file means the simulator's integers; what its fast kernels round otherwise is their own.
+    """
+
+    def open_exact(self, folder: Path, spec: ModelSpec, target: Target) -> Session: ...
 
 
 def backends() -> dict[str, Backend]:

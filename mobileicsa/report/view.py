@@ -221,7 +221,12 @@ def _verification(result: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     return {
         "problems": result["problems"],
-        "rows": [{"name": backend_name(name), **_verified(row)} for name, row in result["backends"].items()],
+        "rows": [
+            {"name": words, **_verified(found)}
+            for name, row in result["backends"].items()
+            for words, found in ((backend_name(name), row), (f"{backend_name(name)}, exact", row.get("exact")))
+            if found is not None
+        ],
     }
 
 
