@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Fork]:
         if pid == 0:
             for descriptor, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+            # Ignored where the suite itself runs in a shell's background; a user's command is not.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 before()
                 os._exit(run_as_a_process_would(arguments))
