@@ -48,8 +48,6 @@ BUILDS = (
     Build("w8a8", "prefix", timed=True),
     Build("w4a8", "minmax"),
     Build("w4a8", "prefix", timed=True),
-    Build("w4a8", "gptq"),
-    Build("w4a16", "prefix"),
 )
 
 
