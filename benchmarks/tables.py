@@ -43,7 +43,9 @@ def speed(result: dict[str, Any]) -> list[str]:
     """Host speed beside float32 on the same runtime."""
     environment = result["environment"]
     flags = " ".join(environment["cpu_flags"])
-    columns = "scheme, runtime, decode tok/s, over float32, prefill tok/s, over float32, first token, peak RSS, files"
+    columns = (
+        "scheme, runtime, decode tok/s, over float32, prefill tok/s, over float32, first token, peak RSS, model files"
+    )
     lines = [
         f"{environment['cpu']}, {environment['cores']} cores, {flags}; medians, all contenders in turn.",
         "",
@@ -65,7 +67,7 @@ def speed(result: dict[str, Any]) -> list[str]:
                 f"{ratio['prefill_tokens_per_s']:.2f}×",
                 f"{timed['first_token_ms']:.0f} ms",
                 f"{timed['peak_rss_bytes'] / 2**20:.0f} MiB",
-                f"{timed['file_bytes'] / 1e6:.0f} MB",
+                f"{sum(b for f, b in row['files'][name].items() if not f.endswith('.json')) / 1e6:.0f} MB",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -17,7 +17,7 @@ def draw(result: dict[str, Any]) -> str:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "mobileicsa"
-    figure, (accuracy, speed) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2))
+    figure, (accuracy, speed) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1))
     _accuracy(accuracy, result["rows"])
     _speed(speed, [row for row in result["rows"] if "bench" in row])
     for axes in (accuracy, speed):
@@ -39,6 +39,7 @@ def _accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("perplexity over float32 (lower is better)", fontsize=8)
     axes.set_yticks([1, 2, 4, 8], ["1×", "2×", "4×", "8×"])
+    axes.minorticks_off()
 
 
 def _speed(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -51,5 +52,5 @@ def _speed(axes: Any, rows: list[dict[str, Any]]) -> None:
             axes.plot([len(names)] * 2, [low, high], color="#333", linewidth=1)
             axes.annotate(f"{ratio:.2f}×", (len(names) + 0.05, ratio), ha="left", va="bottom", fontsize=8)
             names.append(f"{row['scheme']}\n{words}")
-    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_ylabel("decode speed over float32, same runtime", fontsize=8)

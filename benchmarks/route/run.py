@@ -175,6 +175,8 @@ def _agreement(found: dict[str, Any]) -> dict[str, Any]:
     kept = {key: found[key] for key in ("equal_share", "max_steps", "calls", "identical_calls") if key in found}
     if "greedy" in found:
         kept["greedy"] = {key: found["greedy"][key] for key in ("token_agreement", "identical", "prompts")}
+    if "exact" in found:
+        kept["exact"] = _agreement(found["exact"])
     return kept
 
 

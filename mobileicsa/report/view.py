@@ -59,9 +59,12 @@ def backend_name(name: str) -> str:
 
 
 def exported(report: dict[str, Any]) -> dict[str, int]:
-    """Bytes of each back end's files, of the first target."""
+    """Bytes of each back end's files, of the first target; without encodings (.json), which no runtime reads."""
     first: dict[str, Any] = next(iter(report["targets"].values()), {})
-    return {name: sum(row["files"].values()) for name, row in first.items()}
+    return {
+        name: sum(count for file, count in row["files"].items() if not file.endswith(".json"))
+        for name, row in first.items()
+    }
 
 
 def _perplexities(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
