@@ -228,6 +228,7 @@ class _Build:
             "weights": result.report["weights"],
             "smoothing": result.report["smoothing"],
             "targets": exported,
+            "default_target": plan.targets[0].name,
             "sizes": {
                 "float_bytes": (spec.decoder_weight_count + table) * 4,
                 "weights_bytes": (self.staging.folder / layout.WEIGHTS).stat().st_size,

@@ -60,7 +60,9 @@ def backend_name(name: str) -> str:
 
 def exported(report: dict[str, Any]) -> dict[str, int]:
     """Bytes of each back end's files, of the first target; without encodings (.json), which no runtime reads."""
-    first: dict[str, Any] = next(iter(report["targets"].values()), {})
+    # report.json keeps its keys sorted: the first target is not the first key.
+    targets: dict[str, dict[str, Any]] = report["targets"]
+    first = targets.get(report.get("default_target", ""), next(iter(targets.values()), {}))
     return {
         name: sum(count for file, count in row["files"].items() if not file.endswith(".json"))
         for name, row in first.items()
