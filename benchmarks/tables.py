@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.layout import runtime_files
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +69,7 @@ def speed(result: dict[str, Any]) -> list[str]:
                 f"{ratio['prefill_tokens_per_s']:.2f}×",
                 f"{timed['first_token_ms']:.0f} ms",
                 f"{timed['peak_rss_bytes'] / 2**20:.0f} MiB",
-                f"{sum(b for f, b in row['files'][name].items() if not f.endswith('.json')) / 1e6:.0f} MB",
+                f"{sum(runtime_files(row['files'][name]).values()) / 1e6:.0f} MB",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

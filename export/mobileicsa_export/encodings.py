@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.io.atomic import write_bytes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
@@ -52,15 +53,15 @@ def collect(decoder: Decoder) -> tuple[dict[str, TensorEncoding], dict[str, Tens
             else:
                 activations[name] = module.encoding
         elif isinstance(module, QuantLinear) and not (decoder.spec.tied_head and name == "head.proj"):
-            parameters[f"{name}.weight"] = _per_row(module.scale, module.encoding.bits, module.encoding.narrow)
+            parameters[f"{name}.weight"] = _per_row(module.scale, module.encoding)
         elif isinstance(module, QuantEmbedding):
-            parameters[f"{name}.weight"] = _per_row(module.row_scale, 8, True)
+            parameters[f"{name}.weight"] = _per_row(module.row_scale, module.encoding)
     return activations, parameters
 
 
-def _per_row(scale: Tensor, bits: int, narrow: bool) -> TensorEncoding:
+def _per_row(scale: Tensor, weight: WeightEncoding) -> TensorEncoding:
     scales = tuple(scale.flatten().tolist())
-    return TensorEncoding(bits=bits, scale=scales, zero_point=(0,) * len(scales), axis=0, narrow=narrow)
+    return TensorEncoding(bits=weight.bits, scale=scales, zero_point=(0,) * len(scales), axis=0, narrow=weight.narrow)
 
 
 def _offsets(encoding: TensorEncoding) -> list[int]:

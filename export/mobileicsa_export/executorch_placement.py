@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobileicsa.core.errors import VerificationError
+from mobileicsa.program.placement import placement_facts
 from mobileicsa_export.executorch_segments import read_program, read_segment
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def placement(path: Path, method: str = "decode") -> dict[str, Any]:
     data = path.read_bytes()
     program = read_program(data)
     plan = _plan(path, program, method)
-    kernels, products, fallbacks = [], Counter({"integer": 0, "float": 0}), []
+    kernels, products, fallbacks = [], [], []
     for graph in _graphs(path, data, program, plan):
         for op, types, channels in _kernels(graph):
             kind = _kind(op, types)
             kernels.append((op, kind))
             weighted = op == "FullyConnected" and channels > 1  # one channel is a mean (see executorch_graph)
             if weighted or op == "BatchMatrixMultiply":
-                products[kind] += 1
+                products.append(kind)
             if weighted and kind == "float":
                 fallbacks.append({"node": f"{op} of {channels} channels", "reason": "its weight is in float"})
     outside = Counter(_called(plan))
@@ -64,16 +65,7 @@ def placement(path: Path, method: str = "decode") -> dict[str, Any]:
     fallbacks += [
         {"node": op, "reason": "runs outside of the delegate"} for op in sorted(outside) if op not in ADDRESSING
     ]
-    by_op: dict[str, Counter[str]] = {}
-    for op, kind in kernels:
-        by_op.setdefault(op, Counter())[kind] += 1
-    totals = Counter(kind for _, kind in kernels)
-    return {
-        **{kind: totals[kind] for kind in ("integer", "float", "boundary", "outside")},
-        "products": dict(products),
-        "by_op": {op: dict(by_op[op]) for op in sorted(by_op)},
-        "fallbacks": fallbacks,
-    }
+    return placement_facts(kernels, products, fallbacks)
 
 
 def delegate_graphs(path: Path, method: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from mobileicsa.program.placement import placement_facts
 from mobileicsa_export.onnx import MODEL_FILES
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_session import start
@@ -41,9 +41,6 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     that ran in float here, and, in a `primitive` graph, whatever the file leaves without an encoding.
     """
     kernels = _executed(folder / MODEL_FILES[method])
-    totals: Counter[str] = Counter({"integer": 0, "float": 0, "boundary": 0, "outside": 0})
-    by_op: dict[str, Counter[str]] = {}
-    products: Counter[str] = Counter({"integer": 0, "float": 0})
     graph = load_graph(folder / MODEL_FILES[method]).graph
     fallbacks = unencoded(graph) if primitive else []
     in_integers = {kernel.node for kernel in kernels if kernel.op in INTEGER_PRODUCTS}
@@ -52,18 +49,12 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
         for name in _weight_products(graph)
         if name not in in_integers
     ]
-    for kernel in kernels:
-        kind = _kind(kernel)
-        totals[kind] += 1
-        by_op.setdefault(kernel.op, Counter())[kind] += 1
-        if kernel.op in INTEGER_PRODUCTS or kernel.op in FLOAT_PRODUCTS:
-            products["integer" if kernel.op in INTEGER_PRODUCTS else "float"] += 1
-    return {
-        **totals,
-        "products": dict(products),
-        "by_op": {op: dict(by_op[op]) for op in sorted(by_op)},
-        "fallbacks": fallbacks,
-    }
+    products = [
+        "integer" if kernel.op in INTEGER_PRODUCTS else "float"
+        for kernel in kernels
+        if kernel.op in INTEGER_PRODUCTS or kernel.op in FLOAT_PRODUCTS
+    ]
+    return placement_facts([(kernel.op, _kind(kernel)) for kernel in kernels], products, fallbacks)
 
 
 def _weight_products(graph: ir.Graph) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mobileicsa.io import staging
 
 CONFIG = "config.json"
@@ -24,3 +26,8 @@ MAX_JSON_BYTES = 256 << 20
 def backend_folder(target: str, backend: str, first_target: str) -> str:
     """The first target's files lie at the top (onnx/, executorch/), further ones under targets/<name>/."""
     return backend if target == first_target else f"targets/{target}/{backend}"
+
+
+def runtime_files(files: Mapping[str, int]) -> dict[str, int]:
+    """Those of a back end's files (name -> bytes) that a runtime reads: encodings (.json) are for compilers."""
+    return {name: count for name, count in files.items() if not name.endswith(".json")}

@@ -168,10 +168,8 @@ def _weights(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _quantized(folder: Path, manifest: dict[str, Any], plan: QuantPlan, target: Target, name: str) -> Contender:
     below = layout.backend_folder(target.name, name, manifest["default_target"])
-    require_files(folder, manifest, below + "/")
-    # Encodings (.json) are for compilers: no runtime reads them.
-    inside = [n for n in manifest["files"] if n.startswith(below + "/") and not n.endswith(".json")]
-    files = {n: manifest["files"][n]["bytes"] for n in inside}
+    inside = {n: row["bytes"] for n, row in manifest["files"].items() if n.startswith(below + "/")}
+    files = layout.runtime_files(inside)
     if not files:
         raise InputError(f"{folder}: was not exported for {name}", hint="run `mobileicsa export` for that target")
     return Contender(
@@ -189,6 +187,7 @@ def _quantized(folder: Path, manifest: dict[str, Any], plan: QuantPlan, target: 
 def _placement(
     folder: Path, manifest: dict[str, Any], target: Target, name: str, allow_fallback: bool
 ) -> dict[str, Any]:
+    """Where its operators run; checks the files' hashes, once for the whole bench."""
     below = layout.backend_folder(target.name, name, manifest["default_target"])
     require_files(folder, manifest, below + "/")
     found = find_backend(name).placement(folder / below, target)

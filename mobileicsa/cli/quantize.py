@@ -174,6 +174,7 @@ def _of(needed: int, present: int, size: Any) -> str:
 
 
 def _show_report(console: Console, report: dict[str, Any]) -> None:
+    from mobileicsa.artifact import layout
     from mobileicsa.cli.progress import duration
     from mobileicsa.cli.tables import show_facts, show_table, size
 
@@ -200,7 +201,7 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
     rows = []
     for target, used in report["targets"].items():
         for backend, made in used.items():
-            total = sum(made["files"].values())
+            total = sum(layout.runtime_files(made["files"]).values())
             rows.append((target, backend, ", ".join(made["files"]), size(total), f"{total / float_bytes:.2f}"))
     console.print()
     show_table(console, ("target", "back end", "files", "size", "of float32"), rows, left=3)

@@ -101,7 +101,8 @@ def _fill(decoder: Decoder, model: FrozenModel) -> None:
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[key] = _constant_value(module, key)
-    decoder.embed = QuantEmbedding(decoder.embed, *_integers(model, "embed.weight", decoder.embed.weight))
+    table = _integers(model, "embed.weight", decoder.embed.weight)
+    decoder.embed = QuantEmbedding(decoder.embed, *table, plan.weights["embed.weight"])
 
 
 def _integers(model: FrozenModel, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,8 +134,9 @@ class ExactProduct:
 class QuantEmbedding(Embedding):
     """Embedding whose table is integers (vocab, hidden) int8 with one scale per row."""
 
-    def __init__(self, embedding: Embedding, integers: Tensor, scale: Tensor) -> None:
+    def __init__(self, embedding: Embedding, integers: Tensor, scale: Tensor, encoding: WeightEncoding) -> None:
         nn.Module.__init__(self)
+        self.encoding = encoding
         self.scale = embedding.scale
         self.out = embedding.out
         self.register_buffer("weight", integers)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobileicsa.calibrate.stream import BATCH, Stream, WeightSource, embed, load_layer
 from mobileicsa.core.encoding import TensorEncoding
@@ -139,8 +138,11 @@ def _start(
 ) -> Stream:
     stream = embed(spec, weights, prefix, windows)
     if recipe.weights == "gptq":
+        with empty_weights():
+            embedding = Embedding(spec)
         table = fake_quantize_weight(weights.get("embed.weight"), WeightEncoding(bits=scheme.embedding_bits))
-        stream.quantized = F.embedding(windows, table) * spec.embed_scale
+        embedding.weight = nn.Parameter(table, requires_grad=False)
+        stream.quantized = embedding(windows)
     return stream
 
 

@@ -81,7 +81,7 @@ def _written(
 ) -> dict[str, Any]:
     files: dict[str, int] = row["files"]
     # One copy of the tables is no decoder weight; all else in the file (scales, code, second copies) counts.
-    beyond = max(files.values()) - _table_weights(plan)
+    beyond = max(layout.runtime_files(files).values()) - _table_weights(plan)
     return {
         "files": files,
         "bytes_per_decoder_weight": round(beyond / plan.spec.decoder_weight_count, 4),

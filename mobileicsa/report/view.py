@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mobileicsa.artifact import layout
 from mobileicsa.report.placement import placement_rows
 from mobileicsa.report.sites import worst_edges
 from mobileicsa.report.words import DASH, duration, number, share, significant, size, visible
@@ -59,14 +60,11 @@ def backend_name(name: str) -> str:
 
 
 def exported(report: dict[str, Any]) -> dict[str, int]:
-    """Bytes of each back end's files, of the first target; without encodings (.json), which no runtime reads."""
+    """Bytes of each back end's files that a runtime reads, of the first target."""
     # report.json keeps its keys sorted: the first target is not the first key.
     targets: dict[str, dict[str, Any]] = report["targets"]
     first = targets.get(report.get("default_target", ""), next(iter(targets.values()), {}))
-    return {
-        name: sum(count for file, count in row["files"].items() if not file.endswith(".json"))
-        for name, row in first.items()
-    }
+    return {name: sum(layout.runtime_files(row["files"]).values()) for name, row in first.items()}
 
 
 def _perplexities(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
