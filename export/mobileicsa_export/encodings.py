@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from mobileicsa.core.encoding import TensorEncoding
-from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.io.atomic import write_bytes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
@@ -52,16 +51,19 @@ def collect(decoder: Decoder) -> tuple[dict[str, TensorEncoding], dict[str, Tens
                 parameters[f"{owner}.{CONSTANT_TENSORS[attribute]}"] = module.encoding
             else:
                 activations[name] = module.encoding
-        elif isinstance(module, QuantLinear) and not (decoder.spec.tied_head and name == "head.proj"):
-            parameters[f"{name}.weight"] = _per_row(module.scale, module.encoding)
+        elif isinstance(module, QuantLinear):
+            if not (decoder.spec.tied_head and name == "head.proj"):
+                parameters[f"{name}.weight"] = _per_row(module.scale, module.encoding.bits, module.encoding.narrow)
+            if module.bias_scale is not None:
+                parameters[f"{name}.bias"] = _per_row(module.bias_scale, 32)
         elif isinstance(module, QuantEmbedding):
-            parameters[f"{name}.weight"] = _per_row(module.row_scale, module.encoding)
+            parameters[f"{name}.weight"] = _per_row(module.row_scale, module.encoding.bits, module.encoding.narrow)
     return activations, parameters
 
 
-def _per_row(scale: Tensor, weight: WeightEncoding) -> TensorEncoding:
+def _per_row(scale: Tensor, bits: int, narrow: bool = False) -> TensorEncoding:
     scales = tuple(scale.flatten().tolist())
-    return TensorEncoding(bits=weight.bits, scale=scales, zero_point=(0,) * len(scales), axis=0, narrow=weight.narrow)
+    return TensorEncoding(bits=bits, scale=scales, zero_point=(0,) * len(scales), axis=0, narrow=narrow)
 
 
 def _offsets(encoding: TensorEncoding) -> list[int]:

@@ -48,6 +48,7 @@ def to_qdq_form(model: ir.Model, weight_bits: Mapping[str, int]) -> None:
     """Apply this module's passes in place. `weight_bits`: stored bits by the program's weight name (4 = INT4)."""
     _give_each_its_encoding(model.graph)
     _orient_weights(model.graph, weight_bits)
+    _type_sums(model.graph)
     layout_on_integers(model.graph)
     _drop_unused(model.graph)
 
@@ -159,6 +160,18 @@ def _transposed(tensor: ir.TensorProtocol, dtype: ir.DataType | int) -> ir.LazyT
         return ir.tensor(array.astype(kind.numpy()), dtype=kind)
 
     return ir.LazyTensor(turn, dtype=kind, shape=ir.Shape(tuple(reversed(tensor.shape))))
+
+
+def _type_sums(graph: ir.Graph) -> None:
+    """What the exporter leaves without: the type of a product before its bias, the names of an integer bias's grid."""
+    for node in graph:
+        if node.op_type == "MatMul":
+            node.outputs[0].dtype = ir.DataType.FLOAT
+        stored = node.inputs[0]
+        if node.op_type == "DequantizeLinear" and stored.is_initializer() and stored.dtype == ir.DataType.INT32:
+            for position, label in ((1, "scale"), (2, "zero_point")):
+                name = f"{stored.name.removesuffix('codes')}{label}"
+                node.replace_input_with(position, constant(graph, name, _stored(node.inputs[position])))
 
 
 def _replace(node: ir.Node, value: ir.Value) -> None:

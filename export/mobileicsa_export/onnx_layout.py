@@ -37,17 +37,24 @@ def _before_dequantize(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _after_quantize(graph: ir.Graph, quantize: ir.Node) -> None:
-    while (layout := quantize.inputs[0].producer()) is not None:
-        source = layout.inputs[0] if layout.op_type in LAYOUT_OPS else None
-        if source is None or source.producer() is None or len(layout.outputs[0].uses()) > 1:
-            return
-        dtype = quantize.outputs[0].dtype
-        earlier = _copy(quantize, [source, *quantize.inputs[1:]], dtype, source.shape)
-        moved = _copy(layout, [earlier.outputs[0], *layout.inputs[1:]], dtype, quantize.outputs[0].shape)
-        graph.insert_before(quantize, [earlier, moved])
-        _replace(graph, quantize, moved.outputs[0])
-        graph.remove(layout, safe=True)
-        quantize = earlier
+    layout = quantize.inputs[0].producer()
+    if layout is None or len(layout.outputs[0].uses()) > 1:
+        return
+    if layout.op_type == "Concat":
+        sources = list(layout.inputs)
+    elif layout.op_type in LAYOUT_OPS and layout.inputs[0].producer() is not None:
+        sources = [layout.inputs[0]]
+    else:
+        return
+    dtype = quantize.outputs[0].dtype
+    earlier = [_copy(quantize, [source, *quantize.inputs[1:]], dtype, source.shape) for source in sources]
+    integers = [node.outputs[0] for node in earlier]
+    moved = _copy(layout, [*integers, *layout.inputs[len(sources) :]], dtype, quantize.outputs[0].shape)
+    graph.insert_before(quantize, [*earlier, moved])
+    _replace(graph, quantize, moved.outputs[0])
+    graph.remove(layout, safe=True)
+    for node in earlier:
+        _after_quantize(graph, node)
 
 
 def _simplify(graph: ir.Graph) -> None:

@@ -17,6 +17,15 @@ from mobileicsa_export.onnx_graph import OPSET
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "decoder."
+# Buffers of a frozen module whose name in the graph is another.
+STORED = {
+    "scale": "weight/scale",
+    "row_scale": "weight/row_scale",
+    "row_codes": "row_scales",
+    "bias_codes": "bias",
+    "bias_scale": "bias/scale",
+    "bias_zero_point": "bias/zero_point",
+}
 OUTSIDE = "inputs"  # path of nodes that prepare positions and masks, outside of the decoder
 
 
@@ -121,6 +130,5 @@ def _name_weights(graph: ir.Graph, names: Names) -> None:
         if name == "head.proj.weight" and "Gather" in consumers:
             name = "embed.weight"
         module, _, kind = name.rpartition(".")
-        if kind in ("scale", "row_scale"):
-            name = f"{module}.weight/{kind}"
+        name = f"{module}.{STORED[kind]}" if kind in STORED else name
         value.name = names.unique(name)

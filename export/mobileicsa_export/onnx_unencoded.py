@@ -9,7 +9,7 @@ BOUNDARIES = ("QuantizeLinear", "DequantizeLinear")
 
 def unencoded(graph: ir.Graph) -> list[dict[str, str]]:
     """{"node", "op", "reason"} of every operator whose real-valued inputs are not all dequantised, or whose
-    real-valued outputs are not all quantised at once."""
+    real-valued outputs are not all quantised at once. A product and its int32 bias are one operator."""
     found = []
     for node in graph:
         if node.op_type in BOUNDARIES:
@@ -25,6 +25,8 @@ def _bare_input(node: ir.Node) -> str | None:
         if value is None or value.dtype != ir.DataType.FLOAT:
             continue
         producer = value.producer()
+        if producer is not None and _adds_bias(producer, node):
+            continue
         if producer is None:
             return f"constant {value.name} has no encoding"
         if producer.op_type != "DequantizeLinear":
@@ -37,6 +39,15 @@ def _bare_output(node: ir.Node) -> str | None:
         if value.dtype != ir.DataType.FLOAT:
             continue
         for user, _ in value.uses():
-            if user.op_type != "QuantizeLinear":
+            if user.op_type != "QuantizeLinear" and not _adds_bias(node, user):
                 return f"output to {user.name} has no encoding"
     return None
+
+
+def _adds_bias(product: ir.Node, add: ir.Node) -> bool:
+    if (product.op_type, add.op_type) != ("MatMul", "Add"):
+        return False
+    others = [v.producer() for v in add.inputs if v is not None and v.producer() is not product]
+    return any(
+        n is not None and n.op_type == "DequantizeLinear" and n.inputs[0].dtype == ir.DataType.INT32 for n in others
+    )

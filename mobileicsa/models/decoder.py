@@ -83,6 +83,8 @@ class Embedding(nn.Module):
         super().__init__()
         self.scale = spec.embed_scale
         self.weight = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        # Primitive programs only: a frozen row is its codes times its own scale, both encoded.
+        self.codes, self.row_scales = Edge("derived"), Edge("derived")
         self.out = Edge("residual")
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -119,6 +121,12 @@ class Decoder(nn.Module):
         self.embed = Embedding(spec)
         self.layers = nn.ModuleList(DecoderLayer(spec, index, primitive=primitive) for index in range(spec.num_layers))
         self.head = Head(spec, primitive=primitive)
+        self.rope_tables = nn.ModuleList(Edge("derived") for _ in spec.ropes)
+        self.mask = Edge("derived")
+
+    def rope_edges(self) -> list[Edge]:
+        """One a `spec.ropes` entry: the encoding of its tables."""
+        return [edge for edge in self.rope_tables if isinstance(edge, Edge)]
 
     def hidden(
         self,
@@ -143,7 +151,9 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, past: list[LayerCache] | None = None) -> tuple[Tensor, list[LayerCache]]:
         """Logits (B, T, vocab) and new cache rows for ids (B, T) that follow `past`, whose rows are all valid."""
         start = 0 if past is None else past[0][0].shape[2]
-        x, new = self.hidden(ids, *positions_for(self.spec, start, ids.shape[1]), past)
+        tables, masks = positions_for(self.spec, start, ids.shape[1])
+        ropes = [(edge(cos), edge(sin)) for edge, (cos, sin) in zip(self.rope_edges(), tables, strict=True)]
+        x, new = self.hidden(ids, ropes, {window: self.mask(mask) for window, mask in masks.items()}, past)
         return self.head(x), new
 
 

@@ -28,7 +28,8 @@ ROLES = (
     "logits",
     "sigmoid",  # fixed range [0, 1]
     "internal",  # inside norm, softmax, RoPE: encoded only where the target wants primitive ops
-    "constant",  # norm gains, tables
+    "constant",  # norm gains and other numbers of the graph
+    "derived",  # follows from other edges, weights or the spec (quantize/derived.py); primitive programs only
 )
 
 

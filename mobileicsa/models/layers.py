@@ -62,35 +62,34 @@ class Norm(nn.Module):
             self.register_buffer("inverse_size", torch.tensor(1.0 / size), persistent=False)
             self.register_buffer("epsilon", torch.tensor(float(self.eps)), persistent=False)
             self.inverse_size_edge, self.epsilon_edge = Edge("constant"), Edge("constant")
-            self.square, self.mean_square = Edge("internal"), Edge("internal")
-            self.shifted, self.rsqrt, self.normed = Edge("internal"), Edge("internal"), Edge("internal")
+            self.square, self.total, self.mean_square = Edge("internal"), Edge("internal"), Edge("internal")
+            self.shifted, self.root, self.rsqrt = Edge("internal"), Edge("internal"), Edge("internal")
+            self.normed = Edge("internal")
             if self.kind == "layer":
-                self.mean = Edge("internal")
-                self.centered = Edge("internal")
+                self.sum, self.mean, self.centered = Edge("internal"), Edge("internal"), Edge("internal")
             if bias:
                 self.scaled = Edge("internal")
         self.out = Edge(role)
 
-    def _mean(self, x: Tensor) -> Tensor:
+    def _mean(self, x: Tensor, total: Edge) -> Tensor:
         # A sum times a quantised constant: `mean` would leave a float constant inside a decomposition.
-        if self.primitive:
-            return x.sum(-1, keepdim=True) * self.inverse_size_edge(self.inverse_size)
-        return x.mean(-1, keepdim=True)
+        return total(x.sum(-1, keepdim=True)) * self.inverse_size_edge(self.inverse_size)
 
     def forward(self, x: Tensor) -> Tensor:
         gain = self.gain(self.weight)
         if self.primitive:
             if self.kind == "layer":
-                x = self.centered(x - self.mean(self._mean(x)))
-            mean_square = self.mean_square(self._mean(self.square(x * x)))
-            r = self.rsqrt(torch.rsqrt(self.shifted(mean_square + self.epsilon_edge(self.epsilon))))
-            y = self.normed(x * r) * gain
+                x = self.centered(x - self.mean(self._mean(x, self.sum)))
+            mean_square = self.mean_square(self._mean(self.square(x * x), self.total))
+            # Not `rsqrt`, which ONNX has only as two operators without an encoding between them.
+            root = self.root(torch.sqrt(self.shifted(mean_square + self.epsilon_edge(self.epsilon))))
+            y = self.normed(x * self.rsqrt(torch.reciprocal(root))) * gain
             if self.bias is not None:
                 y = self.scaled(y)
         else:
             if self.kind == "layer":
-                x = x - self._mean(x)
-            y = x * torch.rsqrt(self._mean(x * x) + self.eps) * gain
+                x = x - x.mean(-1, keepdim=True)
+            y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps) * gain
         if self.bias is not None:
             y = y + self.shift(self.bias)
         return self.out(y)
@@ -110,15 +109,14 @@ class SoftCap(nn.Module):
             self.register_buffer("inverse_cap", torch.tensor(1.0 / cap), persistent=False)
             self.register_buffer("cap_value", torch.tensor(float(cap)), persistent=False)
             self.inverse_cap_edge, self.cap_edge = Edge("constant"), Edge("constant")
-            self.scaled = Edge("internal")
+            self.raw, self.scaled = Edge("internal"), Edge("internal")
             self.tanh = Edge("internal", fixed=(-1.0, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.primitive:
             return torch.tanh(x / self.cap) * self.cap
-        return self.tanh(torch.tanh(self.scaled(x * self.inverse_cap_edge(self.inverse_cap)))) * self.cap_edge(
-            self.cap_value
-        )
+        scaled = self.scaled(self.raw(x) * self.inverse_cap_edge(self.inverse_cap))
+        return self.tanh(torch.tanh(scaled)) * self.cap_edge(self.cap_value)
 
 
 class Rope(nn.Module):
@@ -146,23 +144,25 @@ class Rope(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Softmax over the last dimension of masked scores."""
+    """Softmax over the last dimension of scores + mask."""
 
     def __init__(self, *, primitive: bool) -> None:
         super().__init__()
         self.primitive = primitive
         if primitive:
-            # Saturation at the floor is what makes a masked position exactly 0.
+            # Masked scores saturate SOFTMAX_FLOOR below every score; saturation at the floor then makes them exactly 0.
+            self.masked, self.maximum = Edge("derived"), Edge("derived")
             self.shifted = Edge("internal", fixed=(SOFTMAX_FLOOR, 0.0))
             self.exp = Edge("internal", fixed=(0.0, 1.0))
             self.sum = Edge("internal")
             self.reciprocal = Edge("internal", fixed=(0.0, 1.0))
         self.out = Edge("probs", fixed=(0.0, 1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, mask: Tensor) -> Tensor:
         if not self.primitive:
-            return self.out(torch.softmax(x, dim=-1))
-        e = self.exp(torch.exp(self.shifted(x - x.amax(dim=-1, keepdim=True))))
+            return self.out(torch.softmax(scores + mask, dim=-1))
+        x = self.masked(scores + mask)
+        e = self.exp(torch.exp(self.shifted(x - self.maximum(x.amax(dim=-1, keepdim=True)))))
         return self.out(e * self.reciprocal(torch.reciprocal(self.sum(e.sum(dim=-1, keepdim=True)))))
 
 
@@ -224,7 +224,7 @@ class Attention(nn.Module):
         scores = torch.matmul(q.reshape(batch, spec.num_kv_heads, rows, spec.head_dim), keys.transpose(2, 3))
         scores = scores.view(batch, spec.num_heads, length, keys.shape[2])
         scores = self.scores(scores if self.softcap is None else self.softcap(scores))
-        probs = self.softmax(scores + mask)
+        probs = self.softmax(scores, mask)
         mixed = torch.matmul(probs.reshape(batch, spec.num_kv_heads, rows, keys.shape[2]), values)
         mixed = mixed.view(batch, spec.num_heads, length, spec.head_dim).transpose(1, 2)
         return self.o_proj(self.out(mixed.reshape(batch, length, -1))), new_k, new_v

@@ -45,6 +45,8 @@ def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
         decoder = Decoder(plan.spec, primitive=primitive)
 
     def encode(name: str, edge: Edge) -> Edge:
+        if edge.role == "derived" and not primitive:
+            return edge
         encoding = plan.edges.get(name)
         if encoding is None:
             raise SchemeError(f"{name}: no encoding in the plan", hint="every edge must have one before freezing")
@@ -52,7 +54,10 @@ def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
 
     replace_edges(decoder, encode)
     _fill(decoder, model)
-    _round_biases(decoder)
+    for block in (*decoder.layers, decoder.head):
+        for name, module in block.named_modules():
+            if isinstance(module, QuantLinear):
+                module.round_bias(input_scale(block, name), integers=primitive)
     if not primitive:
         _fold_constants(decoder)
     left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
@@ -70,19 +75,6 @@ def _fold_constants(decoder: Decoder) -> None:
             if module.bias is not None:
                 module.bias = nn.Parameter(module.shift(module.bias), requires_grad=False)
                 module.shift = Edge("constant")
-
-
-def _round_biases(decoder: Decoder) -> None:
-    """Round biases to the grid of their linear's sum, scale(input) * scale(weight).
-
-    Integer kernels add them to the sum as integers and would round them there; now every runtime adds the same number.
-    """
-    for block in (*decoder.layers, decoder.head):
-        for name, module in block.named_modules():
-            if isinstance(module, QuantLinear) and module.bias is not None:
-                step = (module.scale * torch.tensor(input_scale(block, name))).to(torch.float64)
-                bias = (module.bias.to(torch.float64) / step).round() * step
-                module.bias = nn.Parameter(bias.to(torch.float32), requires_grad=False)
 
 
 def _fill(decoder: Decoder, model: FrozenModel) -> None:

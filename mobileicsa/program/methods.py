@@ -22,6 +22,8 @@ class Method(nn.Module):
 
     offsets: Tensor
     slots: Tensor
+    allowed: Tensor
+    masked: Tensor
 
     def __init__(self, decoder: Decoder, *, length: int, context: int) -> None:
         super().__init__()
@@ -30,14 +32,24 @@ class Method(nn.Module):
         self.windows = sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
         self.register_buffer("offsets", torch.arange(length), persistent=False)
         self.register_buffer("slots", torch.arange(context), persistent=False)
-        for index, rope in enumerate(spec.ropes):
+        # Tables and masks are kept as their edges store them: integers in a primitive program.
+        for index, (rope, edge) in enumerate(zip(spec.ropes, decoder.rope_edges(), strict=True)):
             cos, sin = rope_table(rope, torch.arange(context))
-            self.register_buffer(f"cos_{index}", cos, persistent=False)
-            self.register_buffer(f"sin_{index}", sin, persistent=False)
+            self.register_buffer(f"cos_{index}", edge.store(cos), persistent=False)
+            self.register_buffer(f"sin_{index}", edge.store(sin), persistent=False)
+        allowed, masked = (decoder.mask.store(torch.tensor(value)) for value in (0.0, MASKED))
+        self.mask_dtype = allowed.dtype
+        # ONNX Runtime selects among 32-bit numbers, not among int16.
+        wide = torch.float32 if allowed.is_floating_point() else torch.int32
+        self.register_buffer("allowed", allowed.to(wide), persistent=False)
+        self.register_buffer("masked", masked.to(wide), persistent=False)
         for index, window in enumerate(self.windows):
             distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
             allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-            self.register_buffer(f"inner_mask_{index}", torch.where(allowed, 0.0, MASKED), persistent=False)
+            self.register_buffer(f"inner_mask_{index}", self._mask(allowed), persistent=False)
+
+    def _mask(self, allowed: Tensor) -> Tensor:
+        return torch.where(allowed, self.allowed, self.masked).to(self.mask_dtype)
 
     def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         positions = position + self.offsets
@@ -45,18 +57,18 @@ class Method(nn.Module):
         positions = positions.clamp(max=self.slots.shape[0] - 1)
         ropes = [
             (
-                torch.nn.functional.embedding(positions, getattr(self, f"cos_{i}")),
-                torch.nn.functional.embedding(positions, getattr(self, f"sin_{i}")),
+                edge.load(torch.nn.functional.embedding(positions, getattr(self, f"cos_{i}"))),
+                edge.load(torch.nn.functional.embedding(positions, getattr(self, f"sin_{i}"))),
             )
-            for i in range(len(self.decoder.spec.ropes))
+            for i, edge in enumerate(self.decoder.rope_edges())
         ]
         masks: dict[int | None, Tensor] = {}
         for index, window in enumerate(self.windows):
             cached = self.slots[None, :] < position
             if window is not None:
                 cached = cached & (positions[:, None] - self.slots[None, :] < window)
-            outer = torch.where(cached, 0.0, MASKED).expand(self.offsets.shape[0], self.slots.shape[0])
-            masks[window] = torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1)
+            outer = self._mask(cached).expand(self.offsets.shape[0], self.slots.shape[0])
+            masks[window] = self.decoder.mask.load(torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1))
         cache = [(past[2 * i], past[2 * i + 1]) for i in range(len(past) // 2)]
         x, new = self.decoder.hidden(token_ids, ropes, masks, cache)
         return (self.decoder.head(x), *(row for pair in new for row in pair))

@@ -83,6 +83,7 @@ class QuantLinear(Linear):
 
     scale: Tensor
     zero_point: Tensor
+    bias_codes: Tensor
 
     def __init__(self, linear: Linear, integers: Tensor, scale: Tensor, encoding: WeightEncoding) -> None:
         nn.Module.__init__(self)
@@ -95,6 +96,8 @@ class QuantLinear(Linear):
         self.scale: Tensor
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int64))
+        self.bias_scale: Tensor | None
+        self.register_buffer("bias_scale", None)
         self.exact: ExactProduct | None = None  # set by the simulator only, never part of an exported program
 
     def effective_weight(self) -> Tensor:
@@ -103,12 +106,37 @@ class QuantLinear(Linear):
         )
         return w
 
+    def round_bias(self, input_scale: float, *, integers: bool) -> None:
+        """Round the bias to the grid of the sum, scale(input) * scale(weight), and keep its `integers` if wanted.
+
+        Integer kernels add it to the sum as integers and would round it there; now every runtime adds the same number.
+        """
+        if self.bias is None:
+            return
+        step = (self.scale * torch.tensor(input_scale)).to(torch.float64)
+        codes = (self.bias.to(torch.float64) / step).round()
+        if integers:
+            limits = torch.iinfo(torch.int32)
+            self.register_buffer("bias_codes", codes.clamp(limits.min, limits.max).to(torch.int32))
+            self.bias_scale = step.to(torch.float32)
+        self.bias = nn.Parameter((codes * step).to(torch.float32), requires_grad=False)
+
+    def effective_bias(self) -> Tensor | None:
+        if self.bias_scale is None:
+            return self.bias
+        limits = torch.iinfo(torch.int32)
+        bias: Tensor = _ops.dequantize_per_channel(
+            self.bias_codes, self.bias_scale, self.zero_point, 0, limits.min, limits.max, torch.int32
+        )
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
+        bias = self.effective_bias()
         if self.exact is None:
-            return super().forward(x)
-        y = self.exact.multiply(x)
-        if self.bias is not None:
-            y = y + self.bias
+            y = F.linear(x, self.effective_weight(), bias)
+        else:
+            y = self.exact.multiply(x)
+            y = y if bias is None else y + bias
         return self.out(y) if self.has_out else y
 
 
@@ -132,16 +160,27 @@ class ExactProduct:
 
 
 class QuantEmbedding(Embedding):
-    """Embedding whose table is integers (vocab, hidden) int8 with one scale per row."""
+    """Embedding whose table is integers (vocab, hidden) int8 with one scale per row.
+
+    In a primitive program the scales (with the family's factor on embeddings) are integers of `row_scales` too.
+    """
+
+    row_codes: Tensor
 
     def __init__(self, embedding: Embedding, integers: Tensor, scale: Tensor, encoding: WeightEncoding) -> None:
         nn.Module.__init__(self)
         self.encoding = encoding
         self.scale = embedding.scale
-        self.out = embedding.out
+        self.out, self.codes, self.row_scales = embedding.out, embedding.codes, embedding.row_scales
         self.register_buffer("weight", integers)
         self.row_scale: Tensor
         self.register_buffer("row_scale", scale[:, None].clone())
+        if isinstance(self.row_scales, QdqEdge):
+            self.register_buffer("row_codes", self.row_scales.store(self.row_scale * self.scale))
+            self.scale = 1.0
 
     def rows(self, ids: Tensor) -> Tensor:
+        if isinstance(self.row_scales, QdqEdge):
+            codes = self.codes.load(F.embedding(ids, self.weight))
+            return codes * self.row_scales.load(F.embedding(ids, self.row_codes))
         return F.embedding(ids, self.weight).to(torch.float32) * F.embedding(ids, self.row_scale)

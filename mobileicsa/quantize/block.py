@@ -41,6 +41,8 @@ def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, 
     observed: dict[str, ObservedEdge] = {}
 
     def make(name: str, edge: Edge) -> Edge:
+        if edge.role == "derived":
+            return edge
         observed[name] = ObservedEdge(edge, expected_updates, f"{prefix}.{name}")
         return observed[name]
 

@@ -28,7 +28,7 @@ GROUPS = (
 # Passes of the calibration text through a block, for progress: one for each group, one for what leaves the block.
 PASSES = len(GROUPS) + 1
 # Edges that only a primitive program has; the rounding is chosen for the borders, which every program has.
-INNER_ROLES = ("internal", "sigmoid")
+INNER_ROLES = ("internal", "sigmoid", "derived")
 
 
 class InputRows:

@@ -19,6 +19,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Embedding, Head
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import Piece, encode_part, observe, passes, quantize_block
+from mobileicsa.quantize.derived import derived_edges
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rounding import fake_quantize_weight, quantize_weight, rounding_facts
@@ -89,15 +90,16 @@ def quantize_model(
         store.save(_layer_stage(index), run, piece.tensors, _piece_json(piece))
         pieces.append(piece)
     pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
+    tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
+    edges = {name: e for piece in pieces for name, e in piece.edges.items()}
     plan = QuantPlan(
         spec=spec,
         scheme=scheme,
-        edges={name: e for piece in pieces for name, e in piece.edges.items()},
+        edges=edges | derived_edges(spec, edges, tensors["embed.weight.scale"]),
         weights={name: w for piece in pieces for name, w in piece.weights.items()},
         prefix_ids=prefix,
         provenance={"run": run, "recipe": recipe.model_dump(mode="json"), "model_identity": identity},
     )
-    tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
     report: dict[str, Any] = {"prefix": prefix_report, "edges": {}, "weights": {}, "smoothing": {}}
     for index, piece in enumerate(pieces):
         report["edges"] |= piece.report.get("edges", {})

@@ -18,6 +18,7 @@ from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.program.frozen import FrozenModel
 from mobileicsa.program.methods import Method
+from mobileicsa.quantize.derived import derived_edges
 
 CONTEXT, CHUNK, VOCAB = 24, 6, 96
 
@@ -105,6 +106,7 @@ def freeze(spec: ModelSpec, scheme: str = "w8a8") -> FrozenModel:
     edges = {
         n: asymmetric(*(r.fixed or (r.low, r.high)), bits.bits(r.role), _mantissa(bits, r.role))
         for n, r in ranges.items()
+        if r.role != "derived"
     }
     tensors: dict[str, Tensor] = {}
     weights: dict[str, WeightEncoding] = {}
@@ -119,6 +121,7 @@ def freeze(spec: ModelSpec, scheme: str = "w8a8") -> FrozenModel:
         scale = torch.tensor(encoding.scale)
         tensors[f"{name}.scale"] = scale
         tensors[name] = (parameter / scale[:, None]).round().clamp(encoding.qmin, encoding.qmax).to(torch.int8)
+    edges |= derived_edges(spec, edges, tensors["embed.weight.scale"])
     return FrozenModel(QuantPlan(spec=spec, scheme=bits, edges=edges, weights=weights), tensors)
 
 
