@@ -11,7 +11,7 @@ from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
 from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.program.targets import find_target
-from mobileicsa.quantize.pipeline import Progress
+from mobileicsa.quantize.steps import Progress
 from mobileicsa.report.html import write_report
 
 

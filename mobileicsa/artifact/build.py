@@ -33,7 +33,8 @@ from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.backend import find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
-from mobileicsa.quantize.pipeline import Progress, Result, quantize_model
+from mobileicsa.quantize.pipeline import Result, quantize_model
+from mobileicsa.quantize.steps import Progress
 
 Finish = Callable[[Path], None]
 
@@ -127,6 +128,7 @@ class _Build:
             store=self.staging.stages,
             identity=plan.checkpoint.identity,
             progress=self.progress,
+            seed=plan.options.seed,
         )
 
     def _write_model(self, result: Result) -> None:
@@ -227,6 +229,7 @@ class _Build:
             "edges": result.report["edges"],
             "weights": result.report["weights"],
             "smoothing": result.report["smoothing"],
+            "learning": result.report.get("learning"),
             "targets": exported,
             "default_target": plan.targets[0].name,
             "sizes": {

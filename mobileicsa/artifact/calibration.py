@@ -13,7 +13,7 @@ from mobileicsa.calibrate.overlap import line_sketch
 from mobileicsa.calibrate.text import make_windows
 from mobileicsa.io.hashing import sha256_bytes
 from mobileicsa.models.load import load_decoder
-from mobileicsa.quantize.pipeline import Progress
+from mobileicsa.quantize.steps import Progress
 
 
 def calibration_windows(plan: BuildPlan, tokenizer: Tokenizer, progress: Progress) -> tuple[Tensor, dict[str, Any]]:

@@ -27,7 +27,7 @@ from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, find_target
-from mobileicsa.quantize.recipe import Recipe, load_recipe
+from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe
 
 EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}  # factor on the recipe's calibration windows
 INT32_MAX = 2**31 - 1
@@ -99,6 +99,8 @@ class BuildPlan:
         if self.recipe.prefix_tokens:
             steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
+        scopes = {"block": "in each block", "model": "end to end"}
+        steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
         for target in self.targets:
             steps += [f"write {backend} for {target.name}" for backend in target.backends]
         return [*steps, "record golden vectors", "write report, model card and manifest"]
@@ -239,10 +241,19 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
     generating = integers * 4
     quantizing = integers + 6 * block + 3 * hidden
     exporting = integers * 5
-    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting)
+    learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
+    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting, *learning)
     copies = 1 + sum(len(target.backends) for target in targets)
     disk = integers + hidden * 2 + copies * (integers + table) + (64 << 20)
     return memory, disk
+
+
+def _learning_memory(spec: ModelSpec, learning: Learning, length: int, integers: int) -> int:
+    """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes."""
+    copies = 7 if learning.weights == "latent" else 3
+    kept = length * (8 * spec.hidden_size + 10 * spec.intermediate_size + 6 * spec.num_heads * length) * 4
+    logits = length * spec.vocab_size * 4 * 4
+    return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * (kept * spec.num_layers + logits)
 
 
 def _check_machine(output: Path, memory: int, disk: int) -> None:

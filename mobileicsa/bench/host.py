@@ -29,7 +29,7 @@ from mobileicsa.program.backend import find_backend
 from mobileicsa.program.frozen import FrozenModel
 
 if TYPE_CHECKING:
-    from mobileicsa.quantize.pipeline import Progress
+    from mobileicsa.quantize.steps import Progress
 
 TOKENS = 64  # of the prompt, and to generate, where the context has room for them
 NO_ENERGY = "not measured: the host bench reads no energy counter"

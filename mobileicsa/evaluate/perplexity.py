@@ -21,7 +21,7 @@ from mobileicsa.io.hashing import sha256_bytes
 
 if TYPE_CHECKING:
     from mobileicsa.artifact.generates import LanguageModel
-    from mobileicsa.quantize.pipeline import Progress
+    from mobileicsa.quantize.steps import Progress
 
 # Log-probabilities are made for so many rows at a time that they take this much memory whatever the vocabulary.
 CHUNK_VALUES = 1 << 22

@@ -21,7 +21,7 @@ from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
 from mobileicsa.quantize.feedback import GROUPS, InputRows, round_block
 from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
-from mobileicsa.quantize.ranges import clipped_share, encode_edge, signal_to_noise_db
+from mobileicsa.quantize.ranges import edge_facts, encode_edge
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rounding import Rounded, quantize_weight, rounding_facts
 
@@ -34,6 +34,8 @@ class Piece:
     weights: dict[str, WeightEncoding] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    # The real-valued linear weights behind the integers, kept where learning goes on from them.
+    real: dict[str, Tensor] = field(default_factory=dict)
 
 
 def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, ObservedEdge]:
@@ -91,6 +93,9 @@ def quantize_block(
             spec, layer, inputs, stream.quantized, past, encodings, weight, recipe.asymmetric, tick
         )
     _keep(prefix, layer, rounded, weight, piece)
+    if recipe.learn:
+        names = [f"{name}.weight" for group in GROUPS for name in group]
+        piece.real = {f"{prefix}.{name}": layer.get_parameter(name).data for name in names}
     _store_prefix(index, past, piece)
     return piece, Stream(content, next_prefix, quantized)
 
@@ -105,14 +110,7 @@ def encode_part(
         encoding = encode_edge(edge, scheme, recipe.ranges)
         piece.edges[path] = encoding
         if edge.role != "constant":
-            rows[path] = {
-                "role": edge.role,
-                "bits": encoding.bits,
-                "low": edge.statistics.low,
-                "high": edge.statistics.high,
-                "sqnr_db": round(signal_to_noise_db(edge, encoding), 2),
-                "clipped": clipped_share(edge, encoding),
-            }
+            rows[path] = edge_facts(edge, encoding)
 
 
 class _InputMoments:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +19,15 @@ from mobileicsa.models.decoder import Embedding, Head
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import Piece, encode_part, observe, passes, quantize_block
 from mobileicsa.quantize.derived import derived_edges
+from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rounding import fake_quantize_weight, quantize_weight, rounding_facts
+from mobileicsa.quantize.steps import Progress, StageStore
+from mobileicsa.quantize.student import Base
 
-
-class StageStore(Protocol):
-    """Where finished steps are kept (mobileicsa.io.stages); a step counts only when wholly written."""
-
-    def done(self, stage: str, input_hash: str) -> bool: ...
-
-    def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
-
-    def save(self, stage: str, input_hash: str, tensors: dict[str, Tensor], data: dict[str, Any]) -> None: ...
-
-
-class Progress(Protocol):
-    """A named step with a known number of ticks; the command line draws it."""
-
-    def step(self, title: str, total: int) -> Callable[[], None]: ...
+# Before the names of real weights in a stored layer.
+REAL = "real."
 
 
 @dataclass(frozen=True)
@@ -50,9 +39,11 @@ class Result:
     report: dict[str, Any]
 
 
-def run_hash(spec: ModelSpec, scheme: QuantScheme, recipe: Recipe, model_identity: str, windows: Tensor) -> str:
+def run_hash(
+    spec: ModelSpec, scheme: QuantScheme, recipe: Recipe, model_identity: str, windows: Tensor, seed: int
+) -> str:
     """Identity of a run: equal hashes mean equal bytes out."""
-    parts = [spec.to_json(), scheme.to_json(), recipe.model_dump(mode="json"), model_identity, torch.__version__]
+    parts = [spec.to_json(), scheme.to_json(), recipe.model_dump(mode="json"), model_identity, torch.__version__, seed]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     digest.update(windows.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -69,12 +60,13 @@ def quantize_model(
     store: StageStore,
     identity: str,
     progress: Progress,
+    seed: int = 0,
 ) -> Result:
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far.
     """
-    run = run_hash(spec, scheme, recipe, identity, windows)
+    run = run_hash(spec, scheme, recipe, identity, windows, seed)
     prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
@@ -87,7 +79,8 @@ def quantize_model(
         piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
         # The stream first: a finished block without the stream behind it would be of no use.
         store.save(_stream_stage(index), f"{run}:{index}", stream.tensors(), {})
-        store.save(_layer_stage(index), run, piece.tensors, _piece_json(piece))
+        real = {f"{REAL}{name}": weight for name, weight in piece.real.items()}
+        store.save(_layer_stage(index), run, piece.tensors | real, _piece_json(piece))
         pieces.append(piece)
     pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
     tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
@@ -95,7 +88,7 @@ def quantize_model(
     plan = QuantPlan(
         spec=spec,
         scheme=scheme,
-        edges=edges | derived_edges(spec, edges, tensors["embed.weight.scale"]),
+        edges=edges,
         weights={name: w for piece in pieces for name, w in piece.weights.items()},
         prefix_ids=prefix,
         provenance={"run": run, "recipe": recipe.model_dump(mode="json"), "model_identity": identity},
@@ -106,7 +99,14 @@ def quantize_model(
         report["weights"] |= piece.report.get("weights", {})
         if "smoothing" in piece.report:
             report["smoothing"][f"layers.{index}"] = piece.report["smoothing"]
-    return Result(plan, tensors, report)
+    if recipe.learn:
+        base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()})
+        base, report["edges"], report["learning"] = learn(
+            base, weights, windows, recipe.learn, seed=seed, store=store, run=run, progress=progress
+        )
+        plan, tensors = base.plan, base.tensors
+    derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])
+    return Result(replace(plan, edges=plan.edges | derived), tensors, report)
 
 
 def _prefix(
@@ -223,10 +223,12 @@ def _piece_json(piece: Piece) -> dict[str, Any]:
 
 
 def _load_piece(store: StageStore, index: int) -> Piece:
-    tensors, data = store.load(_layer_stage(index))
+    stored, data = store.load(_layer_stage(index))
+    tensors = {name: t for name, t in stored.items() if not name.startswith(REAL)}
     return Piece(
         edges={name: TensorEncoding.from_json(e) for name, e in data["edges"].items()},
         weights={name: WeightEncoding(**w) for name, w in data["weights"].items()},
         tensors=tensors,
         report=data["report"],
+        real={name.removeprefix(REAL): t for name, t in stored.items() if name.startswith(REAL)},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,18 @@ def encode_edge(edge: ObservedEdge, scheme: QuantScheme, ranges: Literal["minmax
     if bits == 16:
         return asymmetric(statistics.low * HEADROOM_A16, statistics.high * HEADROOM_A16, bits, mantissa)
     return statistics.least_error(bits, mantissa, MSE_RATIOS)
+
+
+def edge_facts(edge: ObservedEdge, encoding: TensorEncoding) -> dict[str, Any]:
+    """One edge's row of the report."""
+    return {
+        "role": edge.role,
+        "bits": encoding.bits,
+        "low": edge.statistics.low,
+        "high": edge.statistics.high,
+        "sqnr_db": round(signal_to_noise_db(edge, encoding), 2),
+        "clipped": clipped_share(edge, encoding),
+    }
 
 
 def signal_to_noise_db(edge: ObservedEdge, encoding: TensorEncoding) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
 from mobileicsa.io.atomic import write_bytes
@@ -25,6 +25,45 @@ class Calibration(BaseModel):
     length: int = Field(default=256, ge=2, le=32768)
 
 
+class Learning(BaseModel):
+    """One learning stage on the calibration windows, after the model is quantised. A rate of 0 leaves that part alone.
+
+    - scope: "block" (one decoder block after another, each towards the float block's output, as OmniQuant and
+      EfficientQAT) or "model" (end to end, as MobileQuant); `steps` are those of one block or of the model;
+    - loss of scope "model": "hidden" (squared error of the last block's output, MobileQuant's) or "logits" (KL to the
+      float model's most likely tokens); a block's is its output's squared error;
+    - weights: "scale" (integers stay, their scales learn), "clip" (MobileQuant's: round to nearest in a learned range)
+      or "latent" (real-valued weights learn and are rounded in every pass);
+    - lr_*: AdamW's peak rate for ranges (log), weight scales (log) or clips (logit), latent weights (in steps of their
+      own grid), norm gains, equivalent scalings (log), the prefix's keys and values;
+    - save_memory: with scope "model", blocks are computed again for their gradient (a third more time).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scope: Literal["block", "model"] = "model"
+    steps: int = Field(default=128, ge=1, le=1_000_000)
+    batch: int = Field(default=1, ge=1, le=64)
+    loss: Literal["hidden", "logits"] = "logits"
+    weights: Literal["scale", "clip", "latent"] = "scale"
+    lr_ranges: float = Field(default=0.0, ge=0.0, le=1.0)
+    lr_scales: float = Field(default=0.0, ge=0.0, le=1.0)
+    lr_weights: float = Field(default=0.0, ge=0.0, le=1.0)
+    lr_gains: float = Field(default=0.0, ge=0.0, le=1.0)
+    lr_equivalent: float = Field(default=0.0, ge=0.0, le=1.0)
+    lr_prefix: float = Field(default=0.0, ge=0.0, le=1.0)
+    save_memory: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Learning:
+        if self.weights == "scale" and self.lr_equivalent:
+            raise ValueError(
+                "lr_equivalent moves columns, which integers that stay cannot follow: weights clip or latent"
+            )
+        if self.weights != "latent" and self.lr_weights:
+            raise ValueError("lr_weights needs weights: latent")
+        return self
+
+
 class Recipe(BaseModel):
     """One quantisation run. Unknown keys are errors.
 
@@ -33,6 +72,7 @@ class Recipe(BaseModel):
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
     - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
       inputs that the quantised model has);
+    - learn: learning stages after that, in order;
     - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares).
     """
 
@@ -46,6 +86,10 @@ class Recipe(BaseModel):
     weights: Literal["nearest", "clip", "gptq"] = "nearest"
     asymmetric: float = Field(default=0.0, ge=0.0, le=1.0)
     calibration: Calibration = Calibration()
+    learn: tuple[Learning, ...] = Field(default=(), max_length=8)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"calibration": Calibration, "learn": Learning}
 
 
 def _is_file(path: Path) -> bool:
@@ -113,7 +157,7 @@ def _validated(data: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        model = Calibration if first["loc"][:1] == ("calibration",) else Recipe
+        model = _SECTIONS.get(str(first["loc"][0]), Recipe) if first["loc"] else Recipe
         near = difflib.get_close_matches(str(first["loc"][-1]), list(model.model_fields), n=1)
         hint = f"did you mean {near[0]}?" if near and first["type"] == "extra_forbidden" else None
         raise SchemeError(f"{where}: field {field}: {first['msg']}", hint=hint) from error

@@ -1,0 +1,146 @@
+"""What learning has in common, whatever its scope: parameters and rates, targets, the loss of a batch, a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
+from mobileicsa.models.load import empty_weights
+from mobileicsa.quantize.learn_math import hidden_error, top_divergence, top_targets
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.student import Base, Student
+from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
+
+TOP_TOKENS = 64
+WARM_UP = 0.05  # share of the steps
+LAST_RATE = 0.05  # share of the peak rate at the end of the cosine
+GRADIENT_NORM = 1.0
+# Windows that are never learned from: on them it is decided whether learning has helped.
+HELD_OUT = 8
+
+
+def held_out(windows: int) -> int:
+    """How many of the windows (the last ones) are held out."""
+    return min(HELD_OUT, max(1, windows // 8))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the float model says of one window of T tokens: its most likely tokens and their log-probabilities
+    (T, k), or its last hidden states (T, hidden)."""
+
+    tokens: Tensor | None = None
+    log_probabilities: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@torch.no_grad()
+def float_targets(
+    base: Base, weights: WeightSource, windows: Tensor, loss: str, tick: Callable[[], None]
+) -> list[Targets]:
+    """One entry a window (N, T) that follows the prefix."""
+    spec, prefix = base.plan.spec, base.plan.prefix_ids
+    with empty_weights():
+        teacher = Decoder(spec, primitive=False)
+    weights.fill(teacher, "")
+    past: list[LayerCache] | None = teacher(torch.tensor([prefix]))[1] if prefix else None
+    found = []
+    for window in windows:
+        hidden, _ = teacher.hidden(window[None], *positions_for(spec, len(prefix), len(window)), past)
+        if loss == "hidden":
+            found.append(Targets(hidden=hidden[0]))
+        else:
+            found.append(Targets(*top_targets(teacher.head(hidden)[0], TOP_TOKENS)))
+        tick()
+    return found
+
+
+def loss_of(student: Student, windows: Tensor, targets: list[Targets], *, save_memory: bool = False) -> Tensor:
+    """Mean loss of a batch of windows (B, T)."""
+    hidden = student.hidden(windows, save_memory=save_memory)
+    if targets[0].hidden is not None:
+        return hidden_error(hidden, torch.stack([t.hidden for t in targets if t.hidden is not None]))
+    tokens = torch.cat([t.tokens for t in targets if t.tokens is not None])
+    log_probabilities = torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
+    return top_divergence(student.decoder.head(hidden).flatten(0, 1), tokens, log_probabilities)
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module], prefix: Iterable[nn.Parameter], scalings: Iterable[nn.Parameter], learning: Learning
+) -> list[dict[str, Any]]:
+    """AdamW's groups of a model's or a block's parameters; those of a part whose rate is 0 are frozen."""
+    parts: dict[str, list[nn.Parameter]] = {"ranges": [], "scales": [], "weights": [], "gains": []}
+    for module in modules:
+        if isinstance(module, RangeEdge) and module.learns:
+            parts["ranges"].append(module.log)
+        elif isinstance(module, StudentLinear):
+            parts["scales"].append(module.clip if module.mode == "clip" else module.log_scale)
+            if module.mode == "latent":
+                parts["weights"].append(module.weight)
+        elif isinstance(getattr(module, "gain", None), GainEdge):
+            parts["gains"].append(module.get_parameter("weight"))
+    parts |= {"equivalent": list(scalings), "prefix": list(prefix)}
+    groups = []
+    for part, parameters in parts.items():
+        rate = getattr(learning, f"lr_{part}")
+        for parameter in parameters:
+            parameter.requires_grad_(rate > 0)
+        if rate > 0 and parameters:
+            groups.append({"params": parameters, "lr": rate, "peak": rate})
+    return groups
+
+
+class Descent:
+    """AdamW with a short linear warm-up and a cosine, gradients clipped by their norm."""
+
+    def __init__(self, groups: list[dict[str, Any]], steps: int) -> None:
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+        self.steps = steps
+
+    def advance(self, step: int, loss_of_batch: Callable[[], Tensor]) -> float:
+        """One step; NaN where loss or gradient is not finite, and then nothing has changed."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_factor(step, self.steps)
+        with torch.enable_grad():
+            loss = loss_of_batch()
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM))
+        finite = math.isfinite(norm) and math.isfinite(float(loss.detach()))
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach()) if finite else math.nan
+
+    def values(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def restore(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Share of the peak rate at a step (from 0)."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Window indices (size,) without end: each pass in a new order."""
+    random = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(count, generator=random)
+        for start in range(0, count - size + 1, size):
+            yield order[start : start + size]

@@ -1,0 +1,112 @@
+"""Learning block by block: each on the inputs that quantised blocks before it give, towards the float block's output.
+
+OmniQuant (arXiv 2308.13137) does so with clips and scalings, EfficientQAT's Block-AP (arXiv 2407.11062) with weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.stream import BATCH, Stream, WeightSource, embed, run_content, run_prefix
+from mobileicsa.models.decoder import DecoderLayer
+from mobileicsa.models.load import empty_weights
+from mobileicsa.quantize.distill import Descent, batches, held_out, parameter_groups
+from mobileicsa.quantize.learn_math import hidden_error
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.steps import StageStore
+from mobileicsa.quantize.student import Base, Student
+
+
+def learn_blocks(
+    student: Student,
+    base: Base,
+    weights: WeightSource,
+    windows: Tensor,
+    learning: Learning,
+    seed: int,
+    store: StageStore,
+    stage: str,
+    run: str,
+    tick: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Learn every block of `student` in place; a row a block, with its held-out error before and after.
+
+    A block that did not get better keeps its parameters. `tick` is called once a block.
+    """
+    spec, rows = base.plan.spec, []
+    stream = _start(student, base, weights, windows)
+    for index in range(spec.num_layers):
+        groups = _groups(student, index, learning)
+        descent = Descent(groups, learning.steps)
+        name, key = f"{stage}-block-{index:03d}", f"{run}:{stage}:{index}"
+        if store.done(name, key):
+            tensors, row = store.load(name)
+            descent.restore([tensors[str(i)] for i in range(len(descent.parameters))])
+            target, prefix = _float_block(base, weights, index, stream)
+        else:
+            target, prefix = _float_block(base, weights, index, stream)
+            row = _learn_block(student, index, stream, target, descent, learning, seed)
+            store.save(name, key, {str(i): p.detach() for i, p in enumerate(descent.parameters)}, row)
+        rows.append(row)
+        with torch.no_grad():
+            assert stream.quantized is not None
+            quantized = torch.cat([student.run_layer(index, x) for x in torch.split(stream.quantized, BATCH)])
+        stream = Stream(target, prefix, quantized)
+        tick()
+    return rows
+
+
+@torch.no_grad()
+def _start(student: Student, base: Base, weights: WeightSource, windows: Tensor) -> Stream:
+    stream = embed(base.plan.spec, weights, base.plan.prefix_ids, windows)
+    stream.quantized = student.decoder.embed(windows)
+    return stream
+
+
+@torch.no_grad()
+def _float_block(base: Base, weights: WeightSource, index: int, stream: Stream) -> tuple[Tensor, Tensor]:
+    spec = base.plan.spec
+    with empty_weights():
+        layer = DecoderLayer(spec, index, primitive=False)
+    weights.fill(layer, f"layers.{index}.")
+    prefix, past = run_prefix(spec, layer, stream)
+    return torch.cat(list(run_content(spec, layer, stream.content, past))), prefix
+
+
+def _groups(student: Student, index: int, learning: Learning) -> list[dict[str, Any]]:
+    scalings = student.scalings[index].values() if student.scalings else ()
+    prefix = list(islice(student.prefix, 2 * index, 2 * index + 2))
+    return parameter_groups(student.layers[index].modules(), prefix, scalings, learning)
+
+
+def _learn_block(
+    student: Student, index: int, stream: Stream, target: Tensor, descent: Descent, learning: Learning, seed: int
+) -> dict[str, Any]:
+    inputs = stream.quantized
+    assert inputs is not None
+    training = inputs.shape[0] - held_out(inputs.shape[0])
+
+    def error(picked: Tensor) -> Tensor:
+        return hidden_error(student.run_layer(index, inputs[picked]), target[picked])
+
+    @torch.no_grad()
+    def unseen() -> float:
+        return float(error(torch.arange(training, inputs.shape[0])))
+
+    first, before = descent.values(), unseen()
+    order = batches(training, min(learning.batch, training), seed)
+    for step in range(learning.steps):
+        picked = next(order)
+        if math.isnan(descent.advance(step, lambda picked=picked: error(picked))):  # type: ignore[misc]
+            break
+    after = unseen()
+    kept = after < before  # false for NaN too
+    if not kept:
+        descent.restore(first)
+    return {"before": before, "after": after if kept else before, "kept": kept}

@@ -1,0 +1,129 @@
+"""Learning end to end: the whole student follows the float model's output (MobileQuant, arXiv 2408.13933)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobileicsa.quantize.distill import Descent, Targets, batches, held_out, loss_of, parameter_groups
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.steps import StageStore
+from mobileicsa.quantize.student import Student
+
+# Steps between two looks at the held-out windows; after each a run can go on from there.
+INTERVAL = 64
+# A held-out loss this many times the first one will not come back.
+DIVERGED = 2.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class History:
+    """Held-out loss by step (step 0: before learning) and mean training loss since the look before."""
+
+    steps: list[int] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    training: list[float] = field(default_factory=list)
+    best_step: int = 0
+    stopped: str | None = None
+
+
+def learn_model(
+    student: Student,
+    windows: Tensor,
+    targets: list[Targets],
+    learning: Learning,
+    seed: int,
+    store: StageStore,
+    stage: str,
+    run: str,
+    tick: Callable[[], None],
+) -> History:
+    """Learn in place; the best parameters are kept, those of step 0 among them. `tick` is called once a step."""
+    trainer = _Trainer(student, windows, targets, learning, seed)
+    if store.done(stage, f"{run}:{stage}"):
+        trainer.load(*store.load(stage))
+    else:
+        trainer.look()
+    for _ in range(trainer.step):
+        tick()
+    while trainer.step < learning.steps and trainer.history.stopped is None:
+        trainer.advance()
+        tick()
+        if trainer.step % INTERVAL == 0 or trainer.step == learning.steps:
+            trainer.look()
+            if trainer.history.stopped is None:
+                store.save(stage, f"{run}:{stage}", *trainer.state())
+    if trainer.history.stopped:
+        log.warning("learning stopped (%s); kept step %d", trainer.history.stopped, trainer.history.best_step)
+    trainer.descent.restore(trainer.best)
+    return trainer.history
+
+
+class _Trainer:
+    """Student, optimiser and the place in the run."""
+
+    def __init__(
+        self, student: Student, windows: Tensor, targets: list[Targets], learning: Learning, seed: int
+    ) -> None:
+        self.student, self.windows, self.targets, self.learning = student, windows, targets, learning
+        self.training = windows.shape[0] - held_out(windows.shape[0])
+        scalings = [log for sites in student.scalings for log in sites.values()]
+        groups = parameter_groups(student.decoder.modules(), student.prefix, scalings, learning)
+        self.descent = Descent(groups, learning.steps)
+        self.order = batches(self.training, min(learning.batch, self.training), seed)
+        self.step, self.history, self.losses = 0, History(), list[float]()
+        self.best = self.descent.values()
+
+    def advance(self) -> None:
+        picked = next(self.order)
+        targets = [self.targets[i] for i in picked.tolist()]
+        save = self.learning.save_memory
+        loss = self.descent.advance(
+            self.step, lambda: loss_of(self.student, self.windows[picked], targets, save_memory=save)
+        )
+        self.step += 1
+        if math.isnan(loss):
+            self.history.stopped = f"loss or gradient not finite at step {self.step}"
+        self.losses.append(loss)
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Held-out loss now; keeps the parameters where it is the lowest yet."""
+        held = range(self.training, self.windows.shape[0])
+        losses = [float(loss_of(self.student, self.windows[i : i + 1], [self.targets[i]])) for i in held]
+        loss, history = sum(losses) / len(losses), self.history
+        history.steps.append(self.step)
+        history.held_out.append(loss)
+        history.training.append(sum(self.losses) / max(1, len(self.losses)))
+        self.losses = []
+        if not math.isfinite(loss) or loss > DIVERGED * history.held_out[0]:
+            history.stopped = f"held-out loss {loss:.4g} at step {self.step}, {history.held_out[0]:.4g} before learning"
+        elif loss <= min(history.held_out):
+            history.best_step, self.best = self.step, self.descent.values()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.descent.parameters):
+            moments = self.descent.optimizer.state[parameter]
+            tensors |= {f"{index}.value": parameter.detach(), f"{index}.best": self.best[index]}
+            tensors |= {f"{index}.{name}": value for name, value in moments.items()}
+        return tensors, {"step": self.step, "history": vars(self.history)}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        for index, parameter in enumerate(self.descent.parameters):
+            parameter.copy_(tensors[f"{index}.value"])
+            self.best[index] = tensors[f"{index}.best"]
+            names = ("step", "exp_avg", "exp_avg_sq")
+            self.descent.optimizer.state[parameter] = {name: tensors[f"{index}.{name}"] for name in names}
+        self.step, self.history = int(data["step"]), History(**data["history"])
+        for _ in range(self.step):
+            next(self.order)

@@ -1,0 +1,56 @@
+"""The learning stages of a run, one after another; each starts from the integers that the one before left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mobileicsa.calibrate.stream import BATCH, WeightSource
+from mobileicsa.quantize.distill import float_targets
+from mobileicsa.quantize.learn_blocks import learn_blocks
+from mobileicsa.quantize.learn_model import learn_model
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.reobserve import observe_again
+from mobileicsa.quantize.steps import Progress, StageStore
+from mobileicsa.quantize.student import Base, Student
+
+# Windows that set the 16-bit and inner ranges again afterwards.
+SEEN_AGAIN = 32
+
+
+def learn(
+    base: Base,
+    weights: WeightSource,
+    windows: Tensor,
+    stages: Sequence[Learning],
+    *,
+    seed: int,
+    store: StageStore,
+    run: str,
+    progress: Progress,
+) -> tuple[Base, dict[str, Any], list[dict[str, Any]]]:
+    """The learned model, a report row for each of its edges, and what each stage did.
+
+    windows (N, T) follow the prefix (or hold BOS where there is none); the last of them are held out.
+    """
+    spec, told = base.plan.spec, []
+    for number, learning in enumerate(stages, 1):
+        student, stage = Student(base, learning), f"learn-{number}"
+        facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps}
+        if learning.scope == "block":
+            tick = progress.step("learn blocks", spec.num_layers)
+            facts["blocks"] = learn_blocks(student, base, weights, windows, learning, seed, store, stage, run, tick)
+        else:
+            tick = progress.step("float model", windows.shape[0])
+            targets = float_targets(base, weights, windows, learning.loss, tick)
+            tick = progress.step("learn end to end", learning.steps)
+            facts |= vars(learn_model(student, windows, targets, learning, seed, store, stage, run, tick))
+        base = student.freeze(base)
+        told.append(facts)
+    seen = windows[:: max(1, windows.shape[0] // SEEN_AGAIN)]
+    tick = progress.step("ranges after learning", spec.num_layers * -(-seen.shape[0] // BATCH))
+    edges, rows = observe_again(base.plan, base.plan.edges, base.tensors, seen, tick)
+    return replace(base, plan=replace(base.plan, edges=edges)), rows, told

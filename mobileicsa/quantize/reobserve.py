@@ -1,0 +1,108 @@
+"""A learned model seen again: ranges of its 16-bit and inner edges, and facts of all of them for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
+from mobileicsa.calibrate.stream import BATCH, run_content
+from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.models.decoder import DecoderLayer, Embedding, Head, LayerCache
+from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.load import empty_weights
+from mobileicsa.quantize.ranges import edge_facts, encode_edge
+
+Edges = dict[str, TensorEncoding]
+
+
+class _SeenEdge(ObservedEdge):
+    """Observes, then rounds to the grid that learning settled; None leaves the values as they are."""
+
+    def __init__(self, edge: Edge, expected_updates: int, path: str, encoding: TensorEncoding | None) -> None:
+        super().__init__(edge, expected_updates, path)
+        self.encoding = encoding
+
+    def store(self, x: Tensor) -> Tensor:
+        super().store(x)
+        return x if self.encoding is None else fake_quantize(x, self.encoding)
+
+
+@torch.no_grad()
+def observe_again(
+    plan: QuantPlan, edges: Edges, tensors: dict[str, Tensor], windows: Tensor, tick: Callable[[], None]
+) -> tuple[Edges, dict[str, Any]]:
+    """`edges` with new ranges where learning has none, and a report row for each. `tick` once a batch and layer."""
+    spec, found, rows = plan.spec, dict(edges), {}
+    batches = -(-windows.shape[0] // BATCH)
+
+    def watch(module: nn.Module, prefix: str) -> None:
+        _fill(module, f"{prefix}.", tensors, spec.tied_head)
+
+        def make(name: str, edge: Edge) -> Edge:
+            path = f"{prefix}.{name}"
+            return (
+                edge
+                if edge.role == "derived"
+                else _SeenEdge(edge, batches, path, _kept(edge, path, edges, plan.scheme))
+            )
+
+        replace_edges(module, make)
+
+    def collect(module: nn.Module) -> None:
+        for edge in module.modules():
+            if isinstance(edge, _SeenEdge):
+                if edge.encoding is None:
+                    found[edge.path] = encode_edge(edge, plan.scheme, "mse")
+                if edge.role != "constant":
+                    rows[edge.path] = edge_facts(edge, found[edge.path])
+
+    with empty_weights():
+        embedding, head = Embedding(spec), Head(spec)
+    watch(embedding, "embed")
+    hidden = torch.cat([embedding(batch) for batch in torch.split(windows, BATCH)])
+    collect(embedding)
+    for index in range(spec.num_layers):
+        layer = DecoderLayer(spec, index, primitive=True)
+        watch(layer, f"layers.{index}")
+        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, edges, tensors), tick)))
+        collect(layer)
+    watch(head, "head")
+    for batch in torch.split(hidden, BATCH):
+        head(batch[:, ::4])
+    collect(head)
+    return found, rows
+
+
+def _kept(edge: Edge, path: str, edges: Edges, scheme: QuantScheme) -> TensorEncoding | None:
+    settled = scheme.bits(edge.role) == 8 or edge.fixed is not None or edge.role == "constant"
+    return edges[path] if settled else None
+
+
+def _fill(module: nn.Module, prefix: str, tensors: dict[str, Tensor], tied_head: bool) -> None:
+    """The real values behind a part's frozen tensors."""
+    for name, parameter in list(module.named_parameters()):
+        key = "embed.weight" if tied_head and prefix + name == "head.proj.weight" else prefix + name
+        value = tensors[key]
+        if f"{key}.scale" in tensors:
+            value = value.to(torch.float32) * tensors[f"{key}.scale"][:, None]
+        owner, _, attribute = name.rpartition(".")
+        assert value.shape == parameter.shape
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _past(plan: QuantPlan, index: int, edges: Edges, tensors: dict[str, Tensor]) -> LayerCache:
+    if not plan.prefix_ids:
+        empty = torch.zeros((1, plan.spec.num_kv_heads, 0, plan.spec.head_dim))
+        return empty, empty
+    encodings = [edges[f"layers.{index}.attn.{kind}_out"] for kind in "kv"]
+    keys, values = (
+        (tensors[f"prefix.{index}.{kind}"].to(torch.float32) - e.zero_point[0]) * e.scale[0]
+        for kind, e in zip(("key", "value"), encodings, strict=True)
+    )
+    return keys, values

@@ -1,0 +1,156 @@
+"""The student: a quantised decoder whose ranges, scales, gains, weights and equivalent scalings are parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.models.decoder import Decoder, DecoderLayer, LayerCache, positions_for
+from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.models.load import empty_weights
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
+from mobileicsa.quantize.student_sites import attach_scalings
+
+
+@dataclass(frozen=True)
+class Base:
+    """A quantised model and, by name, the real-valued linear weights (out, in) behind its integers."""
+
+    plan: QuantPlan
+    tensors: dict[str, Tensor]
+    real: dict[str, Tensor]
+
+
+class Student(nn.Module):
+    """Decoder (fused form) with learnable quantisation, and the prefix's keys and values as parameters."""
+
+    def __init__(self, base: Base, learning: Learning) -> None:
+        super().__init__()
+        plan = base.plan
+        with empty_weights():
+            decoder = Decoder(plan.spec, primitive=False)
+        replace_edges(decoder, lambda name, edge: _edge(name, edge, plan, learning))
+        for name, module in list(decoder.named_modules()):
+            if isinstance(module, Linear):
+                _set_linear(decoder, name, module, base, learning)
+            elif isinstance(module, Norm):
+                module.weight = nn.Parameter(base.tensors[f"{name}.weight"].clone())
+                if module.bias is not None:
+                    module.bias = nn.Parameter(base.tensors[f"{name}.bias"].clone(), requires_grad=False)
+        decoder.embed.weight = nn.Parameter(_table(base.tensors, "embed.weight"), requires_grad=False)
+        if plan.spec.tied_head:
+            decoder.head.proj.weight = decoder.embed.weight
+        self.decoder = decoder
+        self.prefix = nn.ParameterList(_prefix_rows(base))
+        # By layer and site; empty where equivalent scalings do not learn.
+        self.scalings = [attach_scalings(layer) for layer in self.layers] if learning.lr_equivalent else []
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.decoder.layers if isinstance(layer, DecoderLayer)]
+
+    def past(self, index: int, batch: int) -> LayerCache:
+        """The prefix's rows of one layer as the cache stores them, for `batch` windows; no rows without a prefix."""
+        spec, attn = self.decoder.spec, self.layers[index].attn
+        if not len(self.prefix):
+            empty = torch.zeros((batch, spec.num_kv_heads, 0, spec.head_dim))
+            return empty, empty
+        keys = attn.k_out(_divide(self.prefix[2 * index], attn.k_proj))
+        values = attn.v_out(_divide(self.prefix[2 * index + 1], attn.v_proj))
+        return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
+
+    def run_layer(self, index: int, x: Tensor) -> Tensor:
+        """x (B, T, hidden) through one block, behind the prefix."""
+        spec, layer = self.decoder.spec, self.layers[index]
+        start = self.prefix[0].shape[2] if len(self.prefix) else 0
+        ropes, masks = positions_for(spec, start, x.shape[1])
+        rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
+        y: Tensor = layer(x, rope, masks[layer.layer.sliding_window], self.past(index, x.shape[0]))[0]
+        return y
+
+    def hidden(self, ids: Tensor, *, save_memory: bool = False) -> Tensor:
+        """Last layer's output (B, T, hidden) for ids (B, T). `save_memory` computes blocks again for their gradient."""
+        x: Tensor = self.decoder.embed(ids)
+        for index in range(len(self.decoder.layers)):
+            x = checkpoint(self.run_layer, index, x, use_reentrant=False) if save_memory else self.run_layer(index, x)
+        return x
+
+    @torch.no_grad()
+    def freeze(self, base: Base) -> Base:
+        """The model as it is now; what the student does not hold stays `base`'s."""
+        edges, tensors, real = dict(base.plan.edges), dict(base.tensors), dict(base.real)
+        for name, module in self.decoder.named_modules():
+            if isinstance(module, RangeEdge):
+                edges[name] = module.encoding()
+            elif isinstance(module, Norm):
+                for edge_name, label in (("gain", "weight"), ("shift", "bias")):
+                    value, edge = getattr(module, label), getattr(module, edge_name, None)
+                    if value is not None and isinstance(edge, GainEdge):
+                        tensors[f"{name}.{label}"] = edge.value(value.detach())
+                        edges[f"{name}.{edge_name}"] = edge.encoding(tensors[f"{name}.{label}"])
+            elif isinstance(module, StudentLinear):
+                codes, scale = module.rounded()
+                key = f"{name}.weight"
+                tensors[key], tensors[f"{key}.scale"], real[key] = codes.to(torch.int8), scale, module.real()
+                bias = module.effective_bias()
+                if bias is not None:
+                    tensors[f"{name}.bias"] = bias.detach()
+        for index in range(base.plan.spec.num_layers if base.plan.prefix_ids else 0):
+            for kind, rows in zip(("key", "value"), self.past(index, 1), strict=True):
+                encoding = edges[f"layers.{index}.attn.{kind[0]}_out"]
+                integers = torch.round(rows / encoding.scale[0]) + encoding.zero_point[0]
+                tensors[f"prefix.{index}.{kind}"] = integers.to(torch.int8)
+        return Base(replace(base.plan, edges=edges), tensors, real)
+
+
+def _edge(name: str, edge: Edge, plan: QuantPlan, learning: Learning) -> Edge:
+    if edge.role == "derived":
+        return edge
+    if edge.role == "constant":
+        return GainEdge(edge)
+    learns = bool(learning.lr_ranges) and plan.scheme.bits(edge.role) == 8 and edge.fixed is None
+    return RangeEdge(edge, plan.edges[name], plan.scheme.mantissa_bits(edge.role), learns=learns)
+
+
+def _set_linear(decoder: Decoder, name: str, linear: Linear, base: Base, learning: Learning) -> None:
+    bias = base.tensors.get(f"{name}.bias")
+    linear.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    key = f"{name}.weight"
+    if name == "head.proj":
+        if not base.plan.spec.tied_head:
+            linear.weight = nn.Parameter(_table(base.tensors, key), requires_grad=False)
+        return
+    rounded = (base.tensors[key], base.tensors[f"{key}.scale"])
+    student = StudentLinear(linear, rounded, base.real[key], base.plan.weights[key], learning.weights)
+    parent, _, attribute = name.rpartition(".")
+    setattr(decoder.get_submodule(parent), attribute, student)
+
+
+def _table(tensors: dict[str, Tensor], name: str) -> Tensor:
+    return tensors[name].to(torch.float32) * tensors[f"{name}.scale"][:, None]
+
+
+def _prefix_rows(base: Base) -> Iterator[nn.Parameter]:
+    if not base.plan.prefix_ids:
+        return
+    for index in range(base.plan.spec.num_layers):
+        for kind in ("key", "value"):
+            encoding: TensorEncoding = base.plan.edges[f"layers.{index}.attn.{kind[0]}_out"]
+            integers = base.tensors[f"prefix.{index}.{kind}"].to(torch.float32)
+            yield nn.Parameter((integers - encoding.zero_point[0]) * encoding.scale[0], requires_grad=False)
+
+
+def _divide(rows: Tensor, projection: nn.Module) -> Tensor:
+    """Prefix rows (1, kv_heads, P, head_dim) under the scaling of the projection that would have made them."""
+    if not isinstance(projection, StudentLinear) or projection.rows is None:
+        return rows
+    factors: Tensor = projection.rows()
+    return rows / factors.view(1, rows.shape[1], 1, rows.shape[3])

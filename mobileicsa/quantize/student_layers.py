@@ -1,0 +1,140 @@
+"""The student's modules: edges, gains and linears that round in their forward pass exactly as they will be exported."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, asymmetric
+from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.models.edge import Edge
+from mobileicsa.models.layers import Linear
+from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
+from mobileicsa.quantize.learn_math import exported_scale, on_grid, round_codes
+from mobileicsa.quantize.rounding import Rounded
+
+# sigmoid(4) = 0.982: where MobileQuant's weight clipping starts.
+CLIP_START = 4.0
+# A latent weight starts at most so many steps from its code's middle: nearer to a border, noise alone would undo
+# what error feedback chose (0.49 was worse on held-out text than no learning at all).
+LATENT_OFFSET = 0.25
+
+
+class ChannelScale(nn.Module):
+    """exp(log)[index] ** sign: one positive factor per channel; tied channels share an entry of `log`."""
+
+    index: Tensor
+
+    def __init__(self, log: nn.Parameter, index: Tensor, *, sign: float = 1.0) -> None:
+        super().__init__()
+        self.log, self.sign = log, sign
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self) -> Tensor:
+        return (self.log.exp().clamp(SCALE_FLOOR, SCALE_CEILING) ** self.sign)[self.index]
+
+
+class RangeEdge(Edge):
+    """Edge that rounds to the grid of a range whose ends move in proportion: low * exp(a), high * exp(b)."""
+
+    def __init__(self, edge: Edge, encoding: TensorEncoding, mantissa_bits: int | None, *, learns: bool) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.start, self.mantissa_bits, self.learns = encoding, mantissa_bits, learns
+        self.log = nn.Parameter(torch.zeros(2), requires_grad=learns)
+
+    def encoding(self) -> TensorEncoding:
+        if not self.learns:
+            return self.start
+        (low, high), (a, b) = self.start.real_range(), self.log.detach().exp().tolist()
+        return asymmetric(low * a, high * b, self.start.bits, self.mantissa_bits)
+
+    def store(self, x: Tensor) -> Tensor:
+        low, high = self.start.real_range()
+        factors = self.log.exp()
+        return on_grid(x, factors[0] * low, factors[1] * high, self.encoding())
+
+
+class GainEdge(Edge):
+    """Edge of a norm's gain or bias: divided by the norm's equivalent scaling, on the grid of its own extremes."""
+
+    def __init__(self, edge: Edge) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.scaling: ChannelScale | None = None
+
+    def value(self, x: Tensor) -> Tensor:
+        return x if self.scaling is None else x / self.scaling()
+
+    def encoding(self, x: Tensor) -> TensorEncoding:
+        return asymmetric(float(x.min()), float(x.max()), 16)
+
+    def store(self, x: Tensor) -> Tensor:
+        value = self.value(x)
+        low, high = (end.detach() for end in torch.aminmax(value))
+        return on_grid(value, low, high, self.encoding(value.detach()))
+
+
+class StudentLinear(Linear):
+    """Linear with a weight that is rounded in the forward pass, in one of three ways (see `Learning.weights`).
+
+    `weight` (out, in) is real-valued for "clip"; for "scale" and "latent" it is in steps of its grid, whose scale is
+    start * exp(log_scale).
+    """
+
+    start: Tensor
+
+    def __init__(self, linear: Linear, rounded: Rounded, real: Tensor, encoding: WeightEncoding, mode: str) -> None:
+        nn.Module.__init__(self)
+        self.has_out, self.bias, self.encoding, self.mode = linear.has_out, linear.bias, encoding, mode
+        if linear.has_out:
+            self.out = linear.out
+        self.columns: ChannelScale | None = None
+        self.rows: ChannelScale | None = None
+        integers, scale = rounded
+        if mode == "clip":
+            self.weight = nn.Parameter(real.clone(), requires_grad=False)
+            self.clip = nn.Parameter(torch.full_like(scale, CLIP_START))
+            return
+        self.register_buffer("start", scale, persistent=False)
+        self.log_scale = nn.Parameter(torch.zeros_like(scale))
+        codes = integers.to(real.dtype)
+        if mode == "latent":
+            # Inside of the code that rounding chose, as near to the real weight as that allows.
+            codes += (real / scale[:, None] - codes).clamp_(-LATENT_OFFSET, LATENT_OFFSET)
+        self.weight = nn.Parameter(codes, requires_grad=mode == "latent")
+
+    def rounded(self) -> Rounded:
+        """Codes (out, in) and scales (out,) as they will be stored, differentiable."""
+        w: Tensor = self.weight if self.columns is None else self.weight * self.columns()
+        limits = (self.encoding.qmin, self.encoding.qmax)
+        if self.mode == "clip":
+            w = w if self.rows is None else w / self.rows()[:, None]
+            full = (w.abs().amax(dim=1) / self.encoding.qmax).clamp(min=MIN_SCALE)
+            scale = exported_scale(torch.sigmoid(self.clip) * full)
+            return round_codes(w / scale[:, None], *limits, clips=True), scale
+        scale = self.start * self.log_scale.exp()
+        scale = exported_scale(scale if self.rows is None else scale / self.rows())
+        return (w if self.mode == "scale" else round_codes(w, *limits, clips=False)), scale
+
+    @torch.no_grad()
+    def real(self) -> Tensor:
+        """The real-valued weight (out, in) behind the codes, equivalent scalings applied."""
+        w = self.weight if self.columns is None else self.weight * self.columns()
+        if self.mode != "clip":
+            return w * self.rounded()[1][:, None]
+        return w.clone() if self.rows is None else w / self.rows()[:, None]
+
+    def effective_weight(self) -> Tensor:
+        codes, scale = self.rounded()
+        return codes * scale[:, None]
+
+    def effective_bias(self) -> Tensor | None:
+        bias: Tensor | None = self.bias
+        if bias is None or self.rows is None:
+            return bias
+        divided: Tensor = bias / self.rows()
+        return divided
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.effective_weight(), self.effective_bias())
+        return self.out(y) if self.has_out else y
