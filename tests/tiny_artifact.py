@@ -93,8 +93,11 @@ def make_artifact(
     text = folder / "calibration.txt"
     text.write_text(TEXT)
     overrides = ("calibration.samples=2", "calibration.length=32")
-    if recipe == "prefix":
+    if recipe in ("prefix", "rotated", "learned"):
         overrides += ("prefix_tokens=1", "alphas=[0.5]")
+    if recipe == "learned":
+        blocks = "{scope: block, weights: latent, steps: 2, batch: 1, lr_weights: 0.01, lr_scales: 0.001}"
+        overrides += ("calibration.learning_samples=4", f"learn=[{blocks}, {{steps: 2, lr_scales: 0.001}}]")
     options = BuildOptions(
         model=str(checkpoint),
         scheme=scheme,

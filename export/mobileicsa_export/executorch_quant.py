@@ -166,7 +166,11 @@ class LinearPass:
         """The dynamic quantiser does the rounding itself where nobody else reads the dequantised input."""
         q = x.args[0]
         assert isinstance(q, fx.Node)
-        if q.target is QUANTIZE and only_user(q) is x and all(u.target is aten.linear.default for u in x.users):
+        before = q.args[0]
+        # A static linear needs the quantise behind it.
+        static = isinstance(before, fx.Node) and before.target is aten.linear.default
+        readers = all(user.target is aten.linear.default for user in x.users)
+        if q.target is QUANTIZE and only_user(q) is x and readers and not static:
             return self.editor.call(aten.hardtanh.default, q.args[0], *grid.ends)
         return x
 

@@ -13,6 +13,7 @@ from mobileicsa.calibrate.overlap import line_sketch
 from mobileicsa.calibrate.text import make_windows
 from mobileicsa.io.hashing import sha256_bytes
 from mobileicsa.models.load import load_decoder
+from mobileicsa.quantize.recipe import windows_of
 from mobileicsa.quantize.steps import Progress
 
 
@@ -27,11 +28,11 @@ def calibration_windows(plan: BuildPlan, tokenizer: Tokenizer, progress: Progres
     if text is None:
         tick = progress.step("calibration text", amount.length)
         decoder = load_decoder(plan.checkpoint)
-        windows = generate_windows(decoder, amount.samples, amount.length, plan.options.seed, tick)
+        windows = generate_windows(decoder, windows_of(plan.recipe), amount.length, plan.options.seed, tick)
         facts |= {"source": "self-generated", "sha256": sha256_bytes(windows.numpy().tobytes())}
     else:
         where = str(plan.options.calibration)
-        made = make_windows(text, tokenizer.encode, plan.spec.vocab_size, amount.samples, amount.length, where)
+        made = make_windows(text, tokenizer.encode, plan.spec.vocab_size, windows_of(plan.recipe), amount.length, where)
         windows = made.windows
         facts |= {"source": "file", "sha256": made.sha256, "line_hashes": line_sketch(text)}
         notes += [made.note] if made.note else []

@@ -27,12 +27,13 @@ from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, find_target
-from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe
+from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe, windows_of
 
-EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}  # factor on the recipe's calibration windows
+# Factor on the recipe's calibration windows and learning steps.
+EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
-DEFAULT_RECIPE = "prefix"
+DEFAULT_RECIPE = "rotated"
 
 log = logging.getLogger(__name__)
 
@@ -190,8 +191,13 @@ def _scaled(recipe: Recipe, effort: str) -> Recipe:
             f"--effort {effort}: unknown; efforts are {', '.join(EFFORTS)}",
             hint=f"did you mean {near[0]}?" if near else None,
         )
-    samples = max(1, round(recipe.calibration.samples * EFFORTS[effort]))
-    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"samples": samples})})
+    factor, amount = EFFORTS[effort], recipe.calibration
+    windows = {
+        "samples": max(1, round(amount.samples * factor)),
+        "learning_samples": round(amount.learning_samples * factor),
+    }
+    learn = [stage.model_copy(update={"steps": max(1, round(stage.steps * factor))}) for stage in recipe.learn]
+    return recipe.model_copy(update={"calibration": amount.model_copy(update=windows), "learn": tuple(learn)})
 
 
 def _check_backends(targets: tuple[Target, ...]) -> None:
@@ -236,7 +242,7 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
     """Peak memory and disk in bytes, from counts alone."""
     table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
     integers = spec.decoder_weight_count + table
-    hidden = recipe.calibration.samples * recipe.calibration.length * spec.hidden_size * 4
+    hidden = windows_of(recipe) * recipe.calibration.length * spec.hidden_size * 4
     block = spec.decoder_weight_count // spec.num_layers * 4
     generating = integers * 4
     quantizing = integers + 6 * block + 3 * hidden

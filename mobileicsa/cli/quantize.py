@@ -114,15 +114,27 @@ def quantize(
 def outline(plan: BuildPlan) -> list[Share]:
     """Steps of a build and their usual parts of its time, measured on SmolLM2-135M, scaled by what they depend on."""
     from mobileicsa.cli.progress import Share
+    from mobileicsa.quantize.recipe import windows_of
 
     tokens = plan.recipe.calibration.samples * plan.recipe.calibration.length / 8192
     weights = plan.spec.decoder_weight_count / 106e6
-    steps = [Share("calibration text", 0.1 if plan.calibration_text is not None else 60.0 * weights)]
+    windows = windows_of(plan.recipe)
+    generated = 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights
+    steps = [Share("calibration text", generated)]
     if plan.recipe.prefix_tokens:
         steps.append(Share("sink prefix", 20.0 * weights))
     layers = plan.spec.num_layers
-    smoothing = {"off": 1.0, "fixed": 1.5, "search": 5.0}[plan.recipe.smoothing]
-    steps += [Share(f"layer {i + 1}/{layers}", smoothing * weights * tokens * 30 / layers) for i in range(layers)]
+    work = {"off": 1.0, "fixed": 1.5, "search": 5.0}[plan.recipe.smoothing]
+    work += 3.0 if plan.recipe.weights == "gptq" else 0.0
+    steps += [Share(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
+    for stage in plan.recipe.learn:
+        learning = 2.2 * weights * stage.steps * stage.batch
+        if stage.scope == "block":
+            steps.append(Share("learn blocks", learning))
+        else:
+            steps += [Share("float model", 0.6 * weights * windows), Share("learn end to end", learning)]
+    if plan.recipe.learn:
+        steps.append(Share("ranges after learning", 30.0 * weights))
     for target in plan.targets:
         steps += [Share(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
     return [*steps, Share("golden vectors", 30.0 * weights)]

@@ -43,7 +43,8 @@ class ModelSpec:
     - pre_norm / post_norm: norms before, and on the output of, attention and MLP (Gemma has both, OLMo 2 only post);
     - parallel_residual: attention and MLP read the same norm's output (StableLM option);
     - attention_scale multiplies q·k; attention_softcap / logit_softcap c mean c * tanh(x / c);
-    - embed_scale multiplies embedding rows (Gemma: sqrt(hidden_size)).
+    - embed_scale multiplies embedding rows (Gemma: sqrt(hidden_size));
+    - head_mix: a square linear between the last norm and the head (a rotated model with a tied head has one).
     """
 
     model_type: str
@@ -72,6 +73,7 @@ class ModelSpec:
     embed_scale: float = 1.0
     tied_head: bool = True
     head_bias: bool = False
+    head_mix: bool = False
     max_context: int = 2048
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()

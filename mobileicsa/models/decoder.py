@@ -97,17 +97,21 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm, vocabulary projection (tied to the embedding or its own), logit soft-cap."""
+    """Final norm, a rotated model's square mix, vocabulary projection (tied or its own), logit soft-cap."""
 
     def __init__(self, spec: ModelSpec, *, primitive: bool = True) -> None:
         super().__init__()
         self.norm = Norm(spec, spec.hidden_size, "head_in", primitive=primitive, bias=spec.norm_bias)
+        if spec.head_mix:
+            self.mix = Linear(spec.hidden_size, spec.hidden_size, bias=False, role="head_in")
+        self.mixes = spec.head_mix
         self.proj = Linear(spec.hidden_size, spec.vocab_size, bias=spec.head_bias, role=None)
         self.softcap = SoftCap(spec.logit_softcap, primitive=primitive) if spec.logit_softcap else None
         self.logits = Edge("logits")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.proj(self.norm(x))
+        x = self.norm(x)
+        y = self.proj(self.mix(x) if self.mixes else x)
         logits: Tensor = self.logits(y if self.softcap is None else self.softcap(y))
         return logits
 

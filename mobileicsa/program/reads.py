@@ -16,7 +16,8 @@ _READS = {
     "mlp.gate_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
     "mlp.up_proj": ("mlp_norm.out", "mlp_in", "attn_norm.out"),
     "mlp.down_proj": ("mlp.product",),
-    "proj": ("norm.out",),  # of the head
+    "mix": ("norm.out",),  # of the head, as is the next
+    "proj": ("mix.out", "norm.out"),
 }
 
 

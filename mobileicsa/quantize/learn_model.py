@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class History:
     """Held-out loss by step (step 0: before learning) and mean training loss since the look before."""
 
-    steps: list[int] = field(default_factory=list)
+    steps_seen: list[int] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     best_step: int = 0
@@ -100,7 +100,7 @@ class _Trainer:
         held = range(self.training, self.windows.shape[0])
         losses = [float(loss_of(self.student, self.windows[i : i + 1], [self.targets[i]])) for i in held]
         loss, history = sum(losses) / len(losses), self.history
-        history.steps.append(self.step)
+        history.steps_seen.append(self.step)
         history.held_out.append(loss)
         history.training.append(sum(self.losses) / max(1, len(self.losses)))
         self.losses = []

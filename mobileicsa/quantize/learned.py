@@ -47,7 +47,8 @@ def learn(
             tick = progress.step("float model", windows.shape[0])
             targets = float_targets(base, weights, windows, learning.loss, tick)
             tick = progress.step("learn end to end", learning.steps)
-            facts |= vars(learn_model(student, windows, targets, learning, seed, store, stage, run, tick))
+            history = learn_model(student, windows, targets, learning, seed, store, stage, run, tick)
+            facts |= {"loss": learning.loss, **vars(history)}
         base = student.freeze(base)
         told.append(facts)
     seen = windows[:: max(1, windows.shape[0] // SEEN_AGAIN)]

@@ -22,6 +22,7 @@ from mobileicsa.quantize.derived import derived_edges
 from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
+from mobileicsa.quantize.rotation import rotate
 from mobileicsa.quantize.rounding import fake_quantize_weight, quantize_weight, rounding_facts
 from mobileicsa.quantize.steps import Progress, StageStore
 from mobileicsa.quantize.student import Base
@@ -66,10 +67,13 @@ def quantize_model(
 
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far.
     """
+    if recipe.rotation == "hadamard":
+        spec, weights = rotate(spec, weights)
     run = run_hash(spec, scheme, recipe, identity, windows, seed)
     prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
+    learning_windows, windows = windows, windows[: recipe.calibration.samples]
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
     stream = _load_stream(store, finished - 1) if finished else _start(spec, weights, prefix, windows, scheme, recipe)
@@ -102,9 +106,11 @@ def quantize_model(
     if recipe.learn:
         base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()})
         base, report["edges"], report["learning"] = learn(
-            base, weights, windows, recipe.learn, seed=seed, store=store, run=run, progress=progress
+            base, weights, learning_windows, recipe.learn, seed=seed, store=store, run=run, progress=progress
         )
         plan, tensors = base.plan, base.tensors
+        for name, weight in base.real.items():
+            report["weights"][name] = rounding_facts(weight, tensors[name], tensors[f"{name}.scale"])
     derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])
     return Result(replace(plan, edges=plan.edges | derived), tensors, report)
 
@@ -174,6 +180,8 @@ def _embedding_and_head(
     encode_part("head", observed, scheme, recipe, piece)
     table = WeightEncoding(bits=scheme.embedding_bits)
     named = {"embed.weight": (embedding.weight, table)}
+    if spec.head_mix:
+        named["head.mix.weight"] = (head.mix.weight, WeightEncoding(bits=scheme.head_bits))
     if not spec.tied_head:
         named["head.proj.weight"] = (head.proj.weight, WeightEncoding(bits=scheme.head_bits))
     for name, (weight, encoding) in named.items():

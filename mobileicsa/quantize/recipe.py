@@ -18,10 +18,14 @@ MAX_RECIPE_BYTES = 64 * 1024
 
 
 class Calibration(BaseModel):
-    """How much text, and of what length (tokens, BOS included)."""
+    """How much text, and of what length (tokens, BOS included).
+
+    Learning stages see `learning_samples` windows, of which the first `samples` are those that all else sees.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     samples: int = Field(default=32, ge=1, le=65536)
+    learning_samples: int = Field(default=0, ge=0, le=65536)
     length: int = Field(default=256, ge=2, le=32768)
 
 
@@ -68,6 +72,7 @@ class Recipe(BaseModel):
     """One quantisation run. Unknown keys are errors.
 
     - prefix_tokens: most tokens that the sink-prefix search may fix after BOS; 0 fixes none, not even BOS;
+    - rotation: "hadamard" folds rotations of the residual stream and of each head's values into the weights;
     - smoothing: "off", "fixed" (first alpha at every norm, as SmoothQuant) or "search" (per site by output error);
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
     - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
@@ -80,6 +85,7 @@ class Recipe(BaseModel):
     name: str = Field(min_length=1, max_length=64)
     description: str = ""
     prefix_tokens: int = Field(default=0, ge=0, le=16)
+    rotation: Literal["off", "hadamard"] = "off"
     smoothing: Literal["off", "fixed", "search"] = "off"
     alphas: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.5,), min_length=1, max_length=64)
     ranges: Literal["minmax", "mse"] = "minmax"
@@ -87,6 +93,12 @@ class Recipe(BaseModel):
     asymmetric: float = Field(default=0.0, ge=0.0, le=1.0)
     calibration: Calibration = Calibration()
     learn: tuple[Learning, ...] = Field(default=(), max_length=8)
+
+
+def windows_of(recipe: Recipe) -> int:
+    """How many calibration windows a run needs."""
+    amount = recipe.calibration
+    return max(amount.samples, amount.learning_samples if recipe.learn else 0)
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"calibration": Calibration, "learn": Learning}

@@ -124,8 +124,8 @@ def _set_linear(decoder: Decoder, name: str, linear: Linear, base: Base, learnin
     bias = base.tensors.get(f"{name}.bias")
     linear.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     key = f"{name}.weight"
-    if name == "head.proj":
-        if not base.plan.spec.tied_head:
+    if name.startswith("head."):
+        if key in base.tensors:
             linear.weight = nn.Parameter(_table(base.tensors, key), requires_grad=False)
         return
     rounded = (base.tensors[key], base.tensors[f"{key}.scale"])

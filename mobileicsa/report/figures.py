@@ -39,7 +39,7 @@ def range_figure(edges: dict[str, Any]) -> str | None:
     shown = [(sites[name], words) for name, words in RANGE_SITES.items() if name in sites]
     if not shown:
         return None
-    with _drawing("ranges", 9, 3.6) as (figure, axes, result):
+    with drawing("ranges", 9, 3.6) as (figure, axes, result):
         ends = []
         for (site, words), color in zip(shown, COLORS, strict=False):
             height = [max(abs(e["low"]), abs(e["high"]), 1e-6) for e in site.edges]
@@ -82,7 +82,7 @@ def sqnr_figure(edges: dict[str, Any]) -> str | None:
     if not panels:
         return None
     heights = [len(group) for group in panels]
-    with _drawing("sqnr", 9, 1.0 + 0.235 * sum(heights) + 0.55 * len(panels), rows=heights) as (figure, axes, result):
+    with drawing("sqnr", 9, 1.0 + 0.235 * sum(heights) + 0.55 * len(panels), rows=heights) as (figure, axes, result):
         for axis, group in zip(np.atleast_1d(axes), panels, strict=True):
             grid = _grid(group, "sqnr_db")
             low, high = np.nanpercentile(grid, 1), np.nanpercentile(grid, 99)
@@ -106,7 +106,7 @@ def smoothing_figure(smoothing: dict[str, Any]) -> str | None:
         for row in rows:
             if row["alpha"] is not None:
                 grid[names.index(row["site"]), column] = row["alpha"]
-    with _drawing("smoothing", 9, 0.9 + 0.3 * len(names)) as (figure, axes, result):
+    with drawing("smoothing", 9, 0.9 + 0.3 * len(names)) as (figure, axes, result):
         mesh = axes.pcolormesh(grid, cmap="cividis", vmin=0, vmax=1)
         _cells(axes, names, grid.shape[1])
         axes.set_xlabel("layer")
@@ -120,7 +120,7 @@ def prefix_figure(trials: Sequence[dict[str, Any]], chosen: Sequence[int]) -> st
     """Noise of every prefix tried, by its length; the chosen one marked."""
     if len(trials) < 2:
         return None
-    with _drawing("prefix", 9, 2.9) as (_, axes, result):
+    with drawing("prefix", 9, 2.9) as (_, axes, result):
         lengths = [len(trial["ids"]) for trial in trials]
         axes.scatter(lengths, [trial["noise"] for trial in trials], s=14, color=COLORS[1], alpha=0.55, linewidths=0)
         for trial in trials:
@@ -164,7 +164,7 @@ def _integer_axis(axes: Axes, layers: Sequence[int]) -> None:
 
 
 @contextmanager
-def _drawing(
+def drawing(
     name: str, width: float, height: float, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[Figure, Any, list[str]]]:
     """A figure in the page's style; on leaving, its SVG is in the list that was handed out."""

@@ -72,6 +72,12 @@ def test_four_bit_weights_take_half_a_byte_each_and_give_the_simulators_integers
     assert 0.5 <= stored / frozen.plan.spec.decoder_weight_count <= 0.51
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16"])
+def test_a_rotated_models_mix_before_a_tied_head_gives_the_simulators_integers(scheme: str, tmp_path: Path) -> None:
+    frozen = tiny_frozen(scheme, head_mix=True)
+    assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))
+
+
 def test_sixteen_bit_inputs_give_the_simulators_integers(tmp_path: Path) -> None:
     frozen = tiny_frozen("w4a16", layers=(LayerSpec(),))
     assert_equal_integers(frozen, opened_frozen(frozen, tmp_path))

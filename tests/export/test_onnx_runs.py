@@ -91,6 +91,13 @@ def test_a_primitive_decoder_gives_the_simulators_integers(frozen: FrozenModel, 
     assert_equal_integers(frozen, written(decoder, tmp_path), decoder, optimise=True)
 
 
+@pytest.mark.parametrize("primitive", [False, True])
+def test_a_rotated_models_mix_before_a_tied_head_gives_the_simulators_integers(primitive: bool, tmp_path: Path) -> None:
+    frozen = tiny_frozen("w8a8", head_mix=True)
+    decoder = build_decoder(frozen, primitive=primitive)
+    assert_equal_integers(frozen, written(decoder, tmp_path), decoder, optimise=True)
+
+
 def test_norms_with_bias_windows_and_caps_give_the_simulators_integers(tmp_path: Path) -> None:
     frozen = tiny_frozen(
         "w8a8",

@@ -113,10 +113,10 @@ def freeze(spec: ModelSpec, scheme: str = "w8a8") -> FrozenModel:
     for name, parameter in decoder.named_parameters():
         if name == "head.proj.weight" and spec.tied_head:
             continue
-        if "proj.weight" not in name and name != "embed.weight":
+        if "proj.weight" not in name and name not in ("embed.weight", "head.mix.weight"):
             tensors[name] = parameter.data
             continue
-        weights[name] = WeightEncoding(bits=8 if name in ("embed.weight", "head.proj.weight") else bits.weight_bits)
+        weights[name] = WeightEncoding(bits=8 if name.startswith(("embed.", "head.")) else bits.weight_bits)
         encoding = symmetric(parameter.abs().amax(1).tolist(), weights[name].bits, axis=0)
         scale = torch.tensor(encoding.scale)
         tensors[f"{name}.scale"] = scale

@@ -1,0 +1,96 @@
+"""Offline rotations R1 (residual stream) and R2 (values of each head), folded into the weights: the same function.
+
+R1 needs norms without bias whose gain can move into the linears behind them. A tied head keeps its table: what its
+norm's gain and the rotation leave is one square linear before it, `head.mix` = R^T diag(gain) R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.quantize.rotation_math import random_hadamard
+
+# Linear -> the norm whose gain it takes over; the second is that of a parallel residual.
+READERS: Mapping[str, tuple[str, ...]] = {
+    "attn.q_proj": ("attn_norm",),
+    "attn.k_proj": ("attn_norm",),
+    "attn.v_proj": ("attn_norm",),
+    "mlp.gate_proj": ("mlp_norm", "attn_norm"),
+    "mlp.up_proj": ("mlp_norm", "attn_norm"),
+}
+WRITERS = ("attn.o_proj", "mlp.down_proj")
+STREAM_NORMS = ("attn_norm", "mlp_norm")
+
+
+def rotates_stream(spec: ModelSpec) -> str | None:
+    """None where R1 can be folded, else why not."""
+    if spec.norm != "rms" or spec.norm_bias:
+        return "its norms subtract a mean or add a bias"
+    if not spec.pre_norm or spec.post_norm:
+        return "its norms lie behind attention and MLP, with gains that cannot be moved"
+    return None
+
+
+def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, WeightSource]:
+    """The rotated model: its spec and its weights, computed as they are asked for."""
+    source = _Rotated(spec, weights)
+    return replace(spec, head_mix=spec.tied_head and source.stream is not None), source
+
+
+class _Rotated:
+    def __init__(self, spec: ModelSpec, weights: WeightSource) -> None:
+        self.spec, self.weights = spec, weights
+        self.stream = random_hadamard(spec.hidden_size).float() if rotates_stream(spec) is None else None
+        self.value = random_hadamard(spec.head_dim, seed=1).float()
+
+    def get(self, name: str) -> Tensor:
+        _, module, parameter = _split(name)
+        tensor = self._plain(name)
+        if module in WRITERS and self.stream is not None:
+            tensor = self.stream.T @ tensor
+        if module == "attn.o_proj" and parameter == "weight":
+            tensor = (tensor.view(tensor.shape[0], -1, self.spec.head_dim) @ self.value).reshape(tensor.shape)
+        if module == "attn.v_proj":
+            heads = tensor.view(-1, self.spec.head_dim, tensor[0].numel())
+            tensor = (self.value.T @ heads).reshape(tensor.shape)
+        return tensor
+
+    def _plain(self, name: str) -> Tensor:
+        """R1's part of every tensor but the writers'."""
+        layer, module, parameter = _split(name)
+        stream = self.stream
+        if stream is None:
+            return self.weights.get(name)
+        if name == "head.mix.weight":
+            return stream.T @ (self.weights.get("head.norm.weight")[:, None] * stream)
+        if name == "embed.weight" or (name == "head.proj.weight" and self.spec.tied_head):
+            return self.weights.get("embed.weight") @ stream
+        if name == "head.proj.weight":
+            return (self.weights.get(name) * self.weights.get("head.norm.weight")) @ stream
+        if name == "head.norm.weight" or module in STREAM_NORMS:
+            return torch.ones_like(self.weights.get(name))
+        if module in READERS and parameter == "weight":
+            norm = READERS[module][-1 if self.spec.parallel_residual else 0]
+            return (self.weights.get(name) * self.weights.get(f"{layer}.{norm}.weight")) @ stream
+        return self.weights.get(name)
+
+    def fill(self, module: nn.Module, prefix: str) -> None:
+        found: dict[str, Tensor] = {}
+        for name in module.state_dict():
+            tied = self.spec.tied_head and prefix + name == "head.proj.weight" and "embed.weight" in found
+            found[name] = found["embed.weight"] if tied else self.get(prefix + name)
+        module.load_state_dict(found, assign=True)
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """ "layers.3.attn.q_proj.weight" -> ("layers.3", "attn.q_proj", "weight"); no layer for what lies outside."""
+    parts = name.split(".")
+    if parts[0] != "layers":
+        return "", ".".join(parts[:-1]), parts[-1]
+    return ".".join(parts[:2]), ".".join(parts[2:-1]), parts[-1]
