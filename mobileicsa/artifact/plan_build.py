@@ -250,7 +250,9 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
     learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
     memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting, *learning)
     copies = 1 + sum(len(target.backends) for target in targets)
-    disk = integers + hidden * 2 + copies * (integers + table) + (64 << 20)
+    # Learning keeps the real weights, and those that a latent stage has learned, until the run is done.
+    kept = 4 * spec.decoder_weight_count * (1 + len(recipe.learn)) if recipe.learn else 0
+    disk = integers + hidden * 2 + copies * (integers + table) + kept + (64 << 20)
     return memory, disk
 
 
