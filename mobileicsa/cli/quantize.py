@@ -114,6 +114,7 @@ def quantize(
 def outline(plan: BuildPlan) -> list[Share]:
     """Steps of a build and their usual parts of its time, measured on SmolLM2-135M, scaled by what they depend on."""
     from mobileicsa.cli.progress import Share
+    from mobileicsa.quantize.block import feeds_back
     from mobileicsa.quantize.recipe import windows_of
 
     tokens = plan.recipe.calibration.samples * plan.recipe.calibration.length / 8192
@@ -125,7 +126,7 @@ def outline(plan: BuildPlan) -> list[Share]:
         steps.append(Share("sink prefix", 20.0 * weights))
     layers = plan.spec.num_layers
     work = {"off": 1.0, "fixed": 1.5, "search": 5.0}[plan.recipe.smoothing]
-    work += 3.0 if plan.recipe.weights == "gptq" else 0.0
+    work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
     steps += [Share(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
     for stage in plan.recipe.learn:
         learning = 2.2 * weights * stage.steps * stage.batch

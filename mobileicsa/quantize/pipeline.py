@@ -17,7 +17,7 @@ from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Embedding, Head
 from mobileicsa.models.load import empty_weights
-from mobileicsa.quantize.block import Piece, encode_part, observe, passes, quantize_block
+from mobileicsa.quantize.block import Piece, encode_part, feeds_back, observe, passes, quantize_block
 from mobileicsa.quantize.derived import derived_edges
 from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.prefix import search_prefix
@@ -78,7 +78,7 @@ def quantize_model(
     pieces = [_load_piece(store, index) for index in range(finished)]
     stream = _load_stream(store, finished - 1) if finished else _start(spec, weights, prefix, windows, scheme, recipe)
     for index in range(finished, spec.num_layers):
-        tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe) * stream.batches)
+        tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
         layer = load_layer(spec, index, weights)
         piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
         # The stream first: a finished block without the stream behind it would be of no use.
@@ -145,7 +145,7 @@ def _start(
     recipe: Recipe,
 ) -> Stream:
     stream = embed(spec, weights, prefix, windows)
-    if recipe.weights == "gptq":
+    if feeds_back(recipe, scheme):
         with empty_weights():
             embedding = Embedding(spec)
         table = fake_quantize_weight(weights.get("embed.weight"), WeightEncoding(bits=scheme.embedding_bits))

@@ -76,7 +76,7 @@ class Recipe(BaseModel):
     - smoothing: "off", "fixed" (first alpha at every norm, as SmoothQuant) or "search" (per site by output error);
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
     - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
-      inputs that the quantised model has);
+      inputs that the quantised model has, for weights of less than 8 bits);
     - learn: learning stages after that, in order;
     - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares).
     """
