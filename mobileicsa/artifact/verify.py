@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.golden import compare_greedy, probe_tokenizer, replay
@@ -16,6 +16,7 @@ from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import ExactBackend
 from mobileicsa.program.backend import backends as registered
+from mobileicsa.quantize.steps import Progress
 
 # Fused float regions may flip a rounding tie, and a flip moves what follows it (see golden.py). Less agreement than
 # this is a defect, not rounding. The simulator replays its own integers to the last one: its sums are integers, and
@@ -26,10 +27,6 @@ MIN_EQUAL_SHARE_RUNTIME = 0.75
 MIN_EQUAL_SHARE_EXACT = 0.999
 MIN_TOP1_AGREEMENT = 0.9
 SHOWN_FALLBACKS = 5
-
-
-class Progress(Protocol):
-    def step(self, title: str, total: int) -> Callable[[], None]: ...
 
 
 def verify(

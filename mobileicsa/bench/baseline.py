@@ -16,6 +16,7 @@ from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import empty_weights
 from mobileicsa.program.backend import Backend
 from mobileicsa.program.frozen import FrozenModel
+from mobileicsa.quantize.rounding import real_weight
 
 DONE = "done.json"
 
@@ -34,7 +35,7 @@ def float_decoder(model: FrozenModel) -> Decoder:
         if source in state:
             state[name] = state[source]
         elif source in model.plan.weights:
-            state[name] = model.tensors[source].float() * model.tensors[f"{source}.scale"][:, None]
+            state[name] = real_weight(model.tensors, source)
         else:
             state[name] = model.tensors[source]
     decoder.load_state_dict(state, assign=True)

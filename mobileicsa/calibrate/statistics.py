@@ -69,6 +69,16 @@ def fake_quantize(x: Tensor, encoding: TensorEncoding) -> Tensor:
     return (torch.clamp(torch.round(x / scale) + zero, encoding.qmin, encoding.qmax) - zero) * scale
 
 
+def integers_of(x: Tensor, encoding: TensorEncoding) -> Tensor:
+    """int8 codes of x on the grid of an 8-bit per-tensor encoding."""
+    return (torch.round(fake_quantize(x, encoding) / encoding.scale[0]) + encoding.zero_point[0]).to(torch.int8)
+
+
+def values_of(integers: Tensor, encoding: TensorEncoding) -> Tensor:
+    """The real values (float32) of `integers_of`."""
+    return (integers.to(torch.float32) - encoding.zero_point[0]) * encoding.scale[0]
+
+
 class ObservedEdge(Edge):
     """Edge that passes its tensor through and records it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
+from mobileicsa.calibrate.statistics import ObservedEdge, integers_of
 from mobileicsa.calibrate.stream import Stream, run_content, run_prefix
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import WeightEncoding
@@ -204,5 +204,4 @@ def _store_prefix(index: int, past: LayerCache, piece: Piece) -> None:
         return
     for kind, rows in (("key", past[0]), ("value", past[1])):
         encoding = piece.edges[f"layers.{index}.attn.{kind[0]}_out"]
-        integers = torch.round(fake_quantize(rows, encoding) / encoding.scale[0]) + encoding.zero_point[0]
-        piece.tensors[f"prefix.{index}.{kind}"] = integers.to(torch.int8)
+        piece.tensors[f"prefix.{index}.{kind}"] = integers_of(rows, encoding)

@@ -45,12 +45,11 @@ def learn_blocks(
         groups = _groups(student, index, learning)
         descent = Descent(groups, learning.steps)
         name, key = f"{stage}-block-{index:03d}", f"{run}:{stage}:{index}"
+        target, prefix = _float_block(base, weights, index, stream)
         if store.done(name, key):
             tensors, row = store.load(name)
             descent.restore([tensors[str(i)] for i in range(len(descent.parameters))])
-            target, prefix = _float_block(base, weights, index, stream)
         else:
-            target, prefix = _float_block(base, weights, index, stream)
             row = _learn_block(student, index, stream, target, descent, learning, seed)
             store.save(name, key, {str(i): p.detach() for i, p in enumerate(descent.parameters)}, row)
         rows.append(row)

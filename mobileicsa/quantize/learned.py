@@ -53,5 +53,5 @@ def learn(
         told.append(facts)
     seen = windows[:: max(1, windows.shape[0] // SEEN_AGAIN)]
     tick = progress.step("ranges after learning", spec.num_layers * -(-seen.shape[0] // BATCH))
-    edges, rows = observe_again(base.plan, base.plan.edges, base.tensors, seen, tick)
+    edges, rows = observe_again(base.plan, base.tensors, seen, tick)
     return replace(base, plan=replace(base.plan, edges=edges)), rows, told

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
+from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize, values_of
 from mobileicsa.calibrate.stream import BATCH, run_content
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan
-from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.models.decoder import DecoderLayer, Embedding, Head, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.ranges import edge_facts, encode_edge
+from mobileicsa.quantize.rounding import real_weight
 
 Edges = dict[str, TensorEncoding]
 
@@ -35,10 +35,13 @@ class _SeenEdge(ObservedEdge):
 
 @torch.no_grad()
 def observe_again(
-    plan: QuantPlan, edges: Edges, tensors: dict[str, Tensor], windows: Tensor, tick: Callable[[], None]
+    plan: QuantPlan, tensors: dict[str, Tensor], windows: Tensor, tick: Callable[[], None]
 ) -> tuple[Edges, dict[str, Any]]:
-    """`edges` with new ranges where learning has none, and a report row for each. `tick` once a batch and layer."""
-    spec, found, rows = plan.spec, dict(edges), {}
+    """The plan's edges, with new ranges where learning settled none, and a report row for each.
+
+    `tick` is called once a batch and layer.
+    """
+    spec, found, rows = plan.spec, dict(plan.edges), {}
     batches = -(-windows.shape[0] // BATCH)
 
     def watch(module: nn.Module, prefix: str) -> None:
@@ -46,11 +49,9 @@ def observe_again(
 
         def make(name: str, edge: Edge) -> Edge:
             path = f"{prefix}.{name}"
-            return (
-                edge
-                if edge.role == "derived"
-                else _SeenEdge(edge, batches, path, _kept(edge, path, edges, plan.scheme))
-            )
+            if edge.role == "derived":
+                return edge
+            return _SeenEdge(edge, batches, path, _kept(edge, path, plan))
 
         replace_edges(module, make)
 
@@ -70,7 +71,7 @@ def observe_again(
     for index in range(spec.num_layers):
         layer = DecoderLayer(spec, index, primitive=True)
         watch(layer, f"layers.{index}")
-        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, edges, tensors), tick)))
+        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, tensors), tick)))
         collect(layer)
     watch(head, "head")
     for batch in torch.split(hidden, BATCH):
@@ -79,30 +80,27 @@ def observe_again(
     return found, rows
 
 
-def _kept(edge: Edge, path: str, edges: Edges, scheme: QuantScheme) -> TensorEncoding | None:
-    settled = scheme.bits(edge.role) == 8 or edge.fixed is not None or edge.role == "constant"
-    return edges[path] if settled else None
+def _kept(edge: Edge, path: str, plan: QuantPlan) -> TensorEncoding | None:
+    settled = plan.scheme.bits(edge.role) == 8 or edge.fixed is not None or edge.role == "constant"
+    return plan.edges[path] if settled else None
 
 
 def _fill(module: nn.Module, prefix: str, tensors: dict[str, Tensor], tied_head: bool) -> None:
     """The real values behind a part's frozen tensors."""
     for name, parameter in list(module.named_parameters()):
         key = "embed.weight" if tied_head and prefix + name == "head.proj.weight" else prefix + name
-        value = tensors[key]
-        if f"{key}.scale" in tensors:
-            value = value.to(torch.float32) * tensors[f"{key}.scale"][:, None]
+        value = real_weight(tensors, key) if f"{key}.scale" in tensors else tensors[key]
         owner, _, attribute = name.rpartition(".")
         assert value.shape == parameter.shape
         setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
-def _past(plan: QuantPlan, index: int, edges: Edges, tensors: dict[str, Tensor]) -> LayerCache:
+def _past(plan: QuantPlan, index: int, tensors: dict[str, Tensor]) -> LayerCache:
     if not plan.prefix_ids:
         empty = torch.zeros((1, plan.spec.num_kv_heads, 0, plan.spec.head_dim))
         return empty, empty
-    encodings = [edges[f"layers.{index}.attn.{kind}_out"] for kind in "kv"]
     keys, values = (
-        (tensors[f"prefix.{index}.{kind}"].to(torch.float32) - e.zero_point[0]) * e.scale[0]
-        for kind, e in zip(("key", "value"), encodings, strict=True)
+        values_of(tensors[f"prefix.{index}.{kind}"], plan.edges[f"layers.{index}.attn.{kind[0]}_out"])
+        for kind in ("key", "value")
     )
     return keys, values

@@ -6,6 +6,7 @@ norm's gain and the rotation leave is one square linear before it, `head.mix` = 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.quantize.rotation_math import random_hadamard
+
+log = logging.getLogger(__name__)
 
 # Linear -> the norm whose gain it takes over; the second is that of a parallel residual.
 READERS: Mapping[str, tuple[str, ...]] = {
@@ -40,6 +43,9 @@ def rotates_stream(spec: ModelSpec) -> str | None:
 def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, WeightSource]:
     """The rotated model: its spec and its weights, computed as they are asked for."""
     source = _Rotated(spec, weights)
+    reason = rotates_stream(spec)
+    if reason is not None:
+        log.info("the residual stream is not rotated: %s", reason)
     return replace(spec, head_mix=spec.tied_head and source.stream is not None), source
 
 

@@ -6,6 +6,7 @@ Hessian (as in OBQ/GPTQ's objective). A clip chosen by the unweighted error make
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def quantize_weight(name: str, weight: Tensor, encoding: WeightEncoding, importa
         raise InputError(f"{name}: weight is NaN or infinite")
     scale = weight_scale(weight, encoding) if importance is None else clipped_scale(weight, importance, encoding)
     return round_weight(weight, scale, encoding), scale
+
+
+def real_weight(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """What a model's stored integers `name` (out, in) and their scales `name.scale` (out,) stand for, float32."""
+    return tensors[name].to(torch.float32) * tensors[f"{name}.scale"][:, None]
 
 
 def rounding_facts(weight: Tensor, integers: Tensor, scale: Tensor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mobileicsa.calibrate.statistics import integers_of, values_of
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.models.decoder import Decoder, DecoderLayer, LayerCache, positions_for
@@ -16,8 +17,11 @@ from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.rounding import real_weight
 from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
 from mobileicsa.quantize.student_sites import attach_scalings
+
+Positions = tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,12 @@ class Student(nn.Module):
                 module.weight = nn.Parameter(base.tensors[f"{name}.weight"].clone())
                 if module.bias is not None:
                     module.bias = nn.Parameter(base.tensors[f"{name}.bias"].clone(), requires_grad=False)
-        decoder.embed.weight = nn.Parameter(_table(base.tensors, "embed.weight"), requires_grad=False)
+        decoder.embed.weight = nn.Parameter(real_weight(base.tensors, "embed.weight"), requires_grad=False)
         if plan.spec.tied_head:
             decoder.head.proj.weight = decoder.embed.weight
         self.decoder = decoder
         self.prefix = nn.ParameterList(_prefix_rows(base))
+        self._known_positions: dict[int, Positions] = {}
         # By layer and site; empty where equivalent scalings do not learn.
         self.scalings = [attach_scalings(layer) for layer in self.layers] if learning.lr_equivalent else []
 
@@ -69,12 +74,18 @@ class Student(nn.Module):
 
     def run_layer(self, index: int, x: Tensor) -> Tensor:
         """x (B, T, hidden) through one block, behind the prefix."""
-        spec, layer = self.decoder.spec, self.layers[index]
-        start = self.prefix[0].shape[2] if len(self.prefix) else 0
-        ropes, masks = positions_for(spec, start, x.shape[1])
+        layer = self.layers[index]
+        ropes, masks = self._positions(x.shape[1])
         rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
         y: Tensor = layer(x, rope, masks[layer.layer.sliding_window], self.past(index, x.shape[0]))[0]
         return y
+
+    def _positions(self, length: int) -> Positions:
+        """Tables and masks of `length` tokens behind the prefix: the same for every layer and step."""
+        if length not in self._known_positions:
+            start = self.prefix[0].shape[2] if len(self.prefix) else 0
+            self._known_positions[length] = positions_for(self.decoder.spec, start, length)
+        return self._known_positions[length]
 
     def hidden(self, ids: Tensor, *, save_memory: bool = False) -> Tensor:
         """Last layer's output (B, T, hidden) for ids (B, T). `save_memory` computes blocks again for their gradient."""
@@ -106,8 +117,7 @@ class Student(nn.Module):
         for index in range(base.plan.spec.num_layers if base.plan.prefix_ids else 0):
             for kind, rows in zip(("key", "value"), self.past(index, 1), strict=True):
                 encoding = edges[f"layers.{index}.attn.{kind[0]}_out"]
-                integers = torch.round(rows / encoding.scale[0]) + encoding.zero_point[0]
-                tensors[f"prefix.{index}.{kind}"] = integers.to(torch.int8)
+                tensors[f"prefix.{index}.{kind}"] = integers_of(rows, encoding)
         return Base(replace(base.plan, edges=edges), tensors, real)
 
 
@@ -126,16 +136,12 @@ def _set_linear(decoder: Decoder, name: str, linear: Linear, base: Base, learnin
     key = f"{name}.weight"
     if name.startswith("head."):
         if key in base.tensors:
-            linear.weight = nn.Parameter(_table(base.tensors, key), requires_grad=False)
+            linear.weight = nn.Parameter(real_weight(base.tensors, key), requires_grad=False)
         return
     rounded = (base.tensors[key], base.tensors[f"{key}.scale"])
     student = StudentLinear(linear, rounded, base.real[key], base.plan.weights[key], learning.weights)
     parent, _, attribute = name.rpartition(".")
     setattr(decoder.get_submodule(parent), attribute, student)
-
-
-def _table(tensors: dict[str, Tensor], name: str) -> Tensor:
-    return tensors[name].to(torch.float32) * tensors[f"{name}.scale"][:, None]
 
 
 def _prefix_rows(base: Base) -> Iterator[nn.Parameter]:
@@ -144,8 +150,7 @@ def _prefix_rows(base: Base) -> Iterator[nn.Parameter]:
     for index in range(base.plan.spec.num_layers):
         for kind in ("key", "value"):
             encoding: TensorEncoding = base.plan.edges[f"layers.{index}.attn.{kind[0]}_out"]
-            integers = base.tensors[f"prefix.{index}.{kind}"].to(torch.float32)
-            yield nn.Parameter((integers - encoding.zero_point[0]) * encoding.scale[0], requires_grad=False)
+            yield nn.Parameter(values_of(base.tensors[f"prefix.{index}.{kind}"], encoding), requires_grad=False)
 
 
 def _divide(rows: Tensor, projection: nn.Module) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_artifact import write_checkpoint
+from tiny_artifact import Silent, write_checkpoint
 from torch import Tensor
 
 from mobileicsa.core.scheme import find_scheme
@@ -40,11 +39,6 @@ class Memory:
                 raise KeyboardInterrupt
 
 
-class Quiet:
-    def step(self, title: str, total: int) -> Callable[[], None]:
-        return lambda: None
-
-
 def tiny_weights(folder: Path, **changes: Any) -> tuple[ModelSpec, FloatWeights]:
     checkpoint = open_checkpoint(str(write_checkpoint(folder, **changes)))
     spec = read_spec(checkpoint)
@@ -72,5 +66,5 @@ def quantized(
         recipe,
         store=store or Memory(),
         identity="tiny",
-        progress=Quiet(),
+        progress=Silent(),
     )
