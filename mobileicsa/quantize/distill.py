@@ -102,7 +102,7 @@ class Descent:
 
     def __init__(self, groups: list[dict[str, Any]], steps: int) -> None:
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.steps = steps
 
     def advance(self, step: int, loss_of_batch: Callable[[], Tensor]) -> float:

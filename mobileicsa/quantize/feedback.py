@@ -85,18 +85,20 @@ def round_block(
     for group in GROUPS:
         rows = InputRows()
         hook = twin.get_submodule(group[0]).register_forward_pre_hook(rows)
-        moments = _Moments()
+        moments = Moments()
         for index, _ in enumerate(run_content(spec, twin, quantized, (keys, values), tick)):
             moments.add(inputs[group[0]].batches[index], rows.batches.pop())
         hook.remove()
         for name in group:
             linear = twin.get_submodule(name)
-            integers, scale = rounded[name] = _round(twin.get_parameter(f"{name}.weight"), moments, encoding, strength)
+            integers, scale = rounded[name] = round_linear(
+                twin.get_parameter(f"{name}.weight"), moments, encoding, strength
+            )
             linear.weight = nn.Parameter(integers * scale[:, None], requires_grad=False)
     return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick)))
 
 
-class _Moments:
+class Moments:
     """Xq Xq^T and X Xq^T over batches of rows; summed in float64, which keeps the smallest eigenvalues."""
 
     def __init__(self) -> None:
@@ -109,8 +111,8 @@ class _Moments:
         self.cross = self.cross + (real.T @ rounded).double()
 
 
-def _round(weight: Tensor, moments: _Moments, encoding: WeightEncoding, strength: float) -> Rounded:
-    hessian = moments.hessian
-    target = target_weight(weight, hessian, moments.cross, strength)
-    scale = clipped_scale(target, (hessian.diagonal() / moments.rows).to(weight.dtype), encoding)
-    return round_with_feedback(target, scale, hessian, encoding), scale
+def round_linear(weight: Tensor, moments: Moments, encoding: WeightEncoding, strength: float = 0.0) -> Rounded:
+    """Integers and scales of one weight (out, in), rounded with error feedback for inputs of these moments."""
+    target = target_weight(weight, moments.hessian, moments.cross, strength)
+    scale = clipped_scale(target, (moments.hessian.diagonal() / moments.rows).to(weight.dtype), encoding)
+    return round_with_feedback(target, scale, moments.hessian, encoding), scale

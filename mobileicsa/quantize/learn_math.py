@@ -15,28 +15,42 @@ from torch import Tensor
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.quantize.rounding import short_scale
 
+# Probability outside of the top tokens counts as at least this.
+LEAST_REST = 1e-6
+
 
 class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, encoding: TensorEncoding) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.encoding = encoding
         scale, zero = encoding.scale[0], encoding.zero_point[0]
-        q = (x * (1.0 / scale)).round_().clamp_(encoding.qmin - zero, encoding.qmax - zero)
-        return q.mul_(scale)
+        bottom, top = encoding.qmin - zero, encoding.qmax - zero
+        q = (x * (1.0 / scale)).round_()
+        smallest, largest = torch.aminmax(q)
+        ctx.saturates = bool(smallest < bottom) or bool(largest > top)
+        y = (q.clamp_(bottom, top) if ctx.saturates else q).mul_(scale)
+        ctx.encoding = encoding
+        if ctx.saturates or ctx.needs_input_grad[1]:
+            ctx.save_for_backward(y - x)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (grad,), (x,), e = grads, ctx.saved_tensors, ctx.encoding
-        scaled = x * (1.0 / e.scale[0])
-        rounded = scaled.round()
-        below, above = rounded < e.qmin - e.zero_point[0], rounded > e.qmax - e.zero_point[0]
-        inside = grad.masked_fill(below | above, 0.0)
+        (grad,), encoding = grads, ctx.encoding
+        saved = ctx.saved_tensors  # once: recomputed blocks give them no second time
+        if not saved:
+            return grad, None, None, None
+        (error,) = saved
+        inside, low, high = grad, grad.new_zeros(()), grad.new_zeros(())
+        if ctx.saturates:
+            # Inside of the range a rounding is off by at most half a step.
+            outside = error.abs() > 0.5001 * encoding.scale[0]
+            inside = grad.masked_fill(outside, 0.0)
+            lost, above = grad[outside], error[outside] < 0
+            low, high = lost[~above].sum(), lost[above].sum()
         if not ctx.needs_input_grad[1]:
             return inside, None, None, None
-        step = (inside * (rounded - scaled)).sum() / (e.qmax - e.qmin)
-        low, high = grad[below].sum() - step, grad[above].sum() + step
-        return inside, low, high, None
+        step = (inside * error).sum() / (encoding.scale[0] * (encoding.qmax - encoding.qmin))
+        return inside, low - step, high + step, None
 
 
 class _RoundCodes(torch.autograd.Function):
@@ -49,9 +63,9 @@ class _RoundCodes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        if ctx.saved_tensors:
-            (outside,) = ctx.saved_tensors
-            grad = grad.masked_fill(outside, 0.0)
+        saved = ctx.saved_tensors
+        if saved:
+            grad = grad.masked_fill(saved[0], 0.0)
         return grad, None, None, None
 
 
@@ -68,6 +82,44 @@ def round_codes(codes: Tensor, qmin: int, qmax: int, *, clips: bool) -> Tensor:
     return y
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What products of a training pass are computed in: bfloat16 where the processor multiplies it faster.
+
+    Integers up to 256 are exact in bfloat16, so it is the inputs' scales and the sums that are rounded, by 0.2 %.
+    """
+    if device.type == "cpu":
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+class _ScaledProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        rows, matrix = x.reshape(-1, x.shape[-1]).to(dtype), codes.to(dtype)
+        plain = (rows @ matrix.T).to(x.dtype)
+        ctx.save_for_backward(rows, matrix, scale, plain)
+        return (plain * scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,), (rows, matrix, scale, plain) = grads, ctx.saved_tensors
+        grad = grad.reshape(plain.shape)
+        scaled = (grad * scale).to(rows.dtype)
+        of_x = (scaled @ matrix).to(grad.dtype).view(*grads[0].shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        of_codes = (scaled.T @ rows).to(grad.dtype) if ctx.needs_input_grad[1] else None
+        of_scale = (grad * plain).sum(0) if ctx.needs_input_grad[2] else None
+        return of_x, of_codes, of_scale, None
+
+
+def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (..., in) times codes (out, in) transposed, each output times its scale (out,); products and their gradients in
+    `dtype`. The scale's gradient needs no product of its own."""
+    y: Tensor = _ScaledProduct.apply(x, codes, scale, dtype)  # type: ignore[no-untyped-call]
+    return y
+
+
 def exported_scale(scale: Tensor) -> Tensor:
     """The scale as it will be stored; its gradient passes."""
     return scale + (short_scale(scale.detach()) - scale.detach())
@@ -79,15 +131,37 @@ def top_targets(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return indices.to(torch.int32), values
 
 
+class _TopDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, indices: Tensor, log_probabilities: Tensor) -> Tensor:
+        picked, p = indices.to(torch.int64), log_probabilities.exp()
+        total = torch.logsumexp(logits, dim=1, keepdim=True)
+        ours = logits.gather(1, picked) - total
+        rest, our_rest = 1.0 - p.sum(1), 1.0 - ours.exp().sum(1)
+        kept = our_rest > LEAST_REST
+        rest, our_rest = rest.clamp(min=LEAST_REST), our_rest.clamp(min=LEAST_REST)
+        if ctx.needs_input_grad[0]:
+            # With q the student's probabilities, Q their sum over the teacher's k, P = sum p, r = rest / (1 - Q):
+            # dL/dz = q (P - r Q) + [in k](r q - p).
+            ratio = torch.where(kept, rest / our_rest, 0.0)[:, None]
+            q = ours.exp()
+            gradient = (logits - total).exp_().mul_(p.sum(1, keepdim=True) - ratio * q.sum(1, keepdim=True))
+            gradient.scatter_add_(1, picked, ratio * q - p)
+            ctx.save_for_backward(gradient.div_(logits.shape[0]))
+        return ((p * (log_probabilities - ours)).sum(1) + rest * (rest.log() - our_rest.log())).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * grads[0], None, None
+
+
 def top_divergence(logits: Tensor, indices: Tensor, log_probabilities: Tensor) -> Tensor:
     """Mean KL(teacher || student) over rows, the tokens outside of the teacher's top k taken as one.
 
     logits (N, vocab) are the student's; merging outcomes never raises a divergence: a lower bound of the whole.
     """
-    ours = torch.log_softmax(logits, dim=-1).gather(1, indices.to(torch.int64))
-    p = log_probabilities.exp()
-    rest, our_rest = (1.0 - p.sum(1)).clamp(min=1e-6), (1.0 - ours.exp().sum(1)).clamp(min=1e-6)
-    return ((p * (log_probabilities - ours)).sum(1) + rest * (rest.log() - our_rest.log())).mean()
+    loss: Tensor = _TopDivergence.apply(logits, indices, log_probabilities)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def hidden_error(output: Tensor, target: Tensor) -> Tensor:

@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mobileicsa.calibrate.stream import BATCH, Stream, WeightSource, embed, load_layer
+from mobileicsa.calibrate.stream import Stream, WeightSource, load_layer
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Embedding, Head
-from mobileicsa.models.load import empty_weights
-from mobileicsa.quantize.block import Piece, encode_part, feeds_back, observe, passes, quantize_block
+from mobileicsa.quantize.block import Piece, passes, quantize_block
 from mobileicsa.quantize.derived import derived_edges
+from mobileicsa.quantize.ends import embedding_and_head, start
 from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate
-from mobileicsa.quantize.rounding import fake_quantize_weight, quantize_weight, rounding_facts
+from mobileicsa.quantize.rounding import rounding_facts
 from mobileicsa.quantize.steps import Progress, StageStore
 from mobileicsa.quantize.student import Base
 
@@ -76,7 +75,7 @@ def quantize_model(
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
-    stream = _load_stream(store, finished - 1) if finished else _start(spec, weights, prefix, windows, scheme, recipe)
+    stream = _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe)
     for index in range(finished, spec.num_layers):
         tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
         layer = load_layer(spec, index, weights)
@@ -86,7 +85,7 @@ def quantize_model(
         real = {f"{REAL}{name}": weight for name, weight in piece.real.items()}
         store.save(_layer_stage(index), run, piece.tensors | real, _piece_json(piece))
         pieces.append(piece)
-    pieces.append(_embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
+    pieces.append(embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
     tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
     edges = {name: e for piece in pieces for name, e in piece.edges.items()}
     plan = QuantPlan(
@@ -134,68 +133,6 @@ def _prefix(
         store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
     _, data = store.load("prefix")
     return tuple(data["prefix"]), data["trials"]
-
-
-def _start(
-    spec: ModelSpec,
-    weights: WeightSource,
-    prefix: tuple[int, ...],
-    windows: Tensor,
-    scheme: QuantScheme,
-    recipe: Recipe,
-) -> Stream:
-    stream = embed(spec, weights, prefix, windows)
-    if feeds_back(recipe, scheme):
-        with empty_weights():
-            embedding = Embedding(spec)
-        table = fake_quantize_weight(weights.get("embed.weight"), WeightEncoding(bits=scheme.embedding_bits))
-        embedding.weight = nn.Parameter(table, requires_grad=False)
-        stream.quantized = embedding(windows)
-    return stream
-
-
-def _embedding_and_head(
-    spec: ModelSpec,
-    weights: WeightSource,
-    windows: Tensor,
-    stream: Stream,
-    scheme: QuantScheme,
-    recipe: Recipe,
-    has_prefix: bool,
-) -> Piece:
-    piece = Piece()
-    with empty_weights():
-        embedding, head = Embedding(spec), Head(spec)
-    weights.fill(embedding, "embed.")
-    weights.fill(head, "head.")
-    if spec.tied_head:
-        head.proj.weight = embedding.weight
-    observed = observe(embedding, 1, "embed")
-    embedding(windows)
-    encode_part("embed", observed, scheme, recipe, piece)
-    batches = torch.split(stream.content, BATCH)
-    observed = observe(head, len(batches), "head")
-    for batch in batches:
-        head(batch[:, ::4])
-    encode_part("head", observed, scheme, recipe, piece)
-    table = WeightEncoding(bits=scheme.embedding_bits)
-    named = {"embed.weight": (embedding.weight, table)}
-    if spec.head_mix:
-        named["head.mix.weight"] = (head.mix.weight, WeightEncoding(bits=scheme.head_bits))
-    if not spec.tied_head:
-        named["head.proj.weight"] = (head.proj.weight, WeightEncoding(bits=scheme.head_bits))
-    for name, (weight, encoding) in named.items():
-        integers, scale = quantize_weight(name, weight, encoding, None)
-        piece.tensors[name], piece.tensors[f"{name}.scale"] = integers, scale
-        piece.weights[name] = encoding
-        piece.report.setdefault("weights", {})[name] = rounding_facts(weight, integers, scale)
-    piece.tensors["head.norm.weight"] = head.norm.weight.data.clone()
-    for name, bias in (("head.norm.bias", head.norm.bias), ("head.proj.bias", head.proj.bias)):
-        if bias is not None:
-            piece.tensors[name] = bias.data.clone()
-    if has_prefix:
-        piece.tensors["prefix.logits"] = head(stream.prefix[:, -1:])[0, 0].clone()
-    return piece
 
 
 def _layer_stage(index: int) -> str:

@@ -18,7 +18,7 @@ from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.rounding import real_weight
-from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
+from mobileicsa.quantize.student_layers import FixedLinear, GainEdge, RangeEdge, StudentLinear
 from mobileicsa.quantize.student_sites import attach_scalings
 
 Positions = tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]
@@ -50,8 +50,10 @@ class Student(nn.Module):
                 if module.bias is not None:
                     module.bias = nn.Parameter(base.tensors[f"{name}.bias"].clone(), requires_grad=False)
         decoder.embed.weight = nn.Parameter(real_weight(base.tensors, "embed.weight"), requires_grad=False)
-        if plan.spec.tied_head:
-            decoder.head.proj.weight = decoder.embed.weight
+        table = decoder.embed.weight
+        if not plan.spec.tied_head:
+            table = nn.Parameter(real_weight(base.tensors, "head.proj.weight"), requires_grad=False)
+        decoder.head.proj = FixedLinear(decoder.head.proj, table, _bias(base, "head.proj"))
         self.decoder = decoder
         self.prefix = nn.ParameterList(_prefix_rows(base))
         self._known_positions: dict[int, Positions] = {}
@@ -131,17 +133,19 @@ def _edge(name: str, edge: Edge, plan: QuantPlan, learning: Learning) -> Edge:
 
 
 def _set_linear(decoder: Decoder, name: str, linear: Linear, base: Base, learning: Learning) -> None:
-    bias = base.tensors.get(f"{name}.bias")
-    linear.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     key = f"{name}.weight"
-    if name.startswith("head."):
-        if key in base.tensors:
-            linear.weight = nn.Parameter(real_weight(base.tensors, key), requires_grad=False)
+    if key not in base.real:  # the vocabulary projection, often the embedding's table
         return
+    linear.bias = _bias(base, name)
     rounded = (base.tensors[key], base.tensors[f"{key}.scale"])
     student = StudentLinear(linear, rounded, base.real[key], base.plan.weights[key], learning.weights)
     parent, _, attribute = name.rpartition(".")
     setattr(decoder.get_submodule(parent), attribute, student)
+
+
+def _bias(base: Base, name: str) -> nn.Parameter | None:
+    bias = base.tensors.get(f"{name}.bias")
+    return None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
 
 
 def _prefix_rows(base: Base) -> Iterator[nn.Parameter]:

@@ -11,7 +11,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
 from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
-from mobileicsa.quantize.learn_math import exported_scale, on_grid, round_codes
+from mobileicsa.quantize.learn_math import exported_scale, on_grid, product_dtype, round_codes, scaled_product
 from mobileicsa.quantize.rounding import Rounded
 
 # sigmoid(4) = 0.982: where MobileQuant's weight clipping starts.
@@ -50,6 +50,8 @@ class RangeEdge(Edge):
         return asymmetric(low * a, high * b, self.start.bits, self.mantissa_bits)
 
     def store(self, x: Tensor) -> Tensor:
+        if self.start.bits == 16 and torch.is_grad_enabled():
+            return x  # its rounding is lost in that of 8 bits; what is judged has it
         low, high = self.start.real_range()
         factors = self.log.exp()
         return on_grid(x, factors[0] * low, factors[1] * high, self.encoding())
@@ -124,10 +126,6 @@ class StudentLinear(Linear):
             return w * self.rounded()[1][:, None]
         return w.clone() if self.rows is None else w / self.rows()[:, None]
 
-    def effective_weight(self) -> Tensor:
-        codes, scale = self.rounded()
-        return codes * scale[:, None]
-
     def effective_bias(self) -> Tensor | None:
         bias: Tensor | None = self.bias
         if bias is None or self.rows is None:
@@ -136,5 +134,29 @@ class StudentLinear(Linear):
         return divided
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.effective_weight(), self.effective_bias())
+        codes, scale = self.rounded()
+        if torch.is_grad_enabled():
+            y = scaled_product(x, codes, scale, product_dtype(x.device))
+        else:  # what is judged, or goes on to the next block, is computed in full
+            y = F.linear(x, codes * scale[:, None])
+        bias = self.effective_bias()
+        y = y if bias is None else y + bias
+        return self.out(y) if self.has_out else y
+
+
+class FixedLinear(Linear):
+    """Linear of the student whose weight (out, in), in real values, does not learn."""
+
+    def __init__(self, linear: Linear, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.has_out, self.weight, self.bias = linear.has_out, weight, bias
+        if linear.has_out:
+            self.out = linear.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        dtype = product_dtype(x.device)
+        y = F.linear(x.to(dtype), self.weight.to(dtype)).to(x.dtype)
+        y = y if self.bias is None else y + self.bias
         return self.out(y) if self.has_out else y

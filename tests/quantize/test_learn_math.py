@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mobileicsa.core.encoding import asymmetric
 from mobileicsa.models.edge import Edge
 from mobileicsa.program.qdq import QdqEdge
-from mobileicsa.quantize.learn_math import on_grid, round_codes, top_divergence, top_targets
+from mobileicsa.quantize.learn_math import on_grid, round_codes, scaled_product, top_divergence, top_targets
 
 
 def grid(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,3 +65,50 @@ def test_with_every_token_kept_the_loss_is_the_whole_divergence_and_with_fewer_a
     assert losses[2] == pytest.approx(float(whole), rel=1e-4)
     assert 0 < losses[0] <= losses[1] <= losses[2] + 1e-6
     assert float(top_divergence(teacher, *top_targets(teacher, 5))) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_scaled_product_and_its_gradients_are_those_of_the_plain_one() -> None:
+    random = torch.Generator().manual_seed(3)
+    x, codes, scale = torch.randn(2, 5, 7, generator=random), torch.randn(4, 7, generator=random), torch.rand(4)
+    weighting = torch.randn(2, 5, 4, generator=random)
+    found = []
+    for product in (
+        lambda *t: scaled_product(*t, torch.float32),
+        lambda x, codes, scale: torch.nn.functional.linear(x, codes * scale[:, None]),
+    ):
+        tensors = [t.clone().requires_grad_() for t in (x, codes, scale)]
+        y = product(*tensors)
+        (y * weighting).sum().backward()
+        found.append([y.detach(), *(t.grad for t in tensors)])
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5)
+
+
+def test_a_short_product_is_near_the_long_one() -> None:
+    random = torch.Generator().manual_seed(4)
+    x, codes = torch.randn(64, 256, generator=random), torch.randint(-7, 8, (32, 256), generator=random).float()
+    long = scaled_product(x, codes, torch.ones(32), torch.float32)
+    short = scaled_product(x, codes, torch.ones(32), torch.bfloat16)
+    assert 0 < float((short - long).norm() / long.norm()) < 0.004
+
+
+@pytest.mark.parametrize("k", [1, 5, 39])
+def test_the_loss_s_gradient_is_that_of_its_formula(k: int) -> None:
+    random = torch.Generator().manual_seed(5)
+    indices, log_p = top_targets(torch.randn(6, 40, generator=random), k)
+    logits = torch.randn(6, 40, generator=random).requires_grad_()
+    top_divergence(logits, indices, log_p).backward()
+    again = logits.detach().clone().requires_grad_()
+    ours = torch.log_softmax(again, -1).gather(1, indices.to(torch.int64))
+    p = log_p.exp()
+    rest, our_rest = 1 - p.sum(1), 1 - ours.exp().sum(1)
+    ((p * (log_p - ours)).sum(1) + rest * (rest.log() - our_rest.log())).mean().backward()
+    assert torch.allclose(logits.grad, again.grad, atol=1e-6)
+
+
+def test_where_nothing_saturates_a_gradient_passes_unchanged() -> None:
+    encoding = asymmetric(-1.0, 1.0, 8)
+    x = torch.linspace(-0.9, 0.9, 41, requires_grad=True)
+    weighting = torch.arange(41.0)
+    (on_grid(x, torch.tensor(-1.0), torch.tensor(1.0), encoding) * weighting).sum().backward()
+    assert torch.equal(x.grad, weighting)

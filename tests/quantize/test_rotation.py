@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.stream import Stream
 from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.core.scheme import SCHEMES
 from mobileicsa.core.spec import LayerSpec, ModelSpec, RopeSpec
 from mobileicsa.models.decoder import Decoder
+from mobileicsa.quantize.ends import embedding_and_head
+from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate, rotates_stream
 from mobileicsa.quantize.rotation_math import hadamard, random_hadamard
-from mobileicsa.quantize.rounding import fake_quantize_weight
+from mobileicsa.quantize.rounding import fake_quantize_weight, real_weight
 
 
 @given(st.integers(1, 96), st.integers(0, 5))
@@ -107,3 +111,23 @@ def test_weights_with_outliers_round_better_when_rotated() -> None:
         return float((fake_quantize_weight(w, encoding) - w).square().mean())
 
     assert error(weight @ matrix) < 0.5 * error(weight)
+
+
+def test_a_rotated_head_s_mix_keeps_what_lies_beside_its_diagonal() -> None:
+    """R^T diag(gain) R has the gains' mean on its diagonal: rounded to nearest, nearly all else would be 0."""
+    spec = spec_with(hidden_size=64, layers=(LayerSpec(),))
+    plain = Weights(spec)
+    random = torch.Generator().manual_seed(7)
+    plain.decoder.head.norm.weight.data = 1.8 + 0.1 * torch.randn(64, generator=random)
+    rotated, weights = rotate(spec, plain)
+    # Hidden states as models have them: most of their energy in few directions.
+    spread = torch.logspace(0, -4, 64) * torch.randn(8, 40, 64, generator=random)
+    stream = Stream(spread @ random_hadamard(64, seed=9).float(), torch.zeros(1, 0, 64))
+    rows = torch.nn.functional.rms_norm(stream.content, (64,))
+    mix, errors = weights.get("head.mix.weight"), {}
+    for rounding in ("clip", "gptq"):
+        recipe = Recipe(name="test", weights=rounding)
+        ids = torch.zeros((8, 40), dtype=torch.int64)
+        piece = embedding_and_head(rotated, weights, ids, stream, SCHEMES["w8a8"], recipe, has_prefix=False)
+        errors[rounding] = float((rows @ (real_weight(piece.tensors, "head.mix.weight") - mix).T).norm())
+    assert errors["gptq"] < 0.5 * errors["clip"]
