@@ -10,23 +10,17 @@ stays in the work folder and is not computed again. Speed is measured last, with
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.route.figure import draw
+from benchmarks.steps import INTEGER_ONLY, MODEL, RESULTS, WINDOW, Steps
 from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import write_json
 
-MODEL = "smollm2-135m"
-INTEGER_ONLY = "generic-npu"
 RESULT = "route-smollm2-135m"
-RESULTS = Path(__file__).parents[1] / "results"
-WINDOW = 256
 MEASURED = ("perplexity", "windows", "tokens")
 
 
@@ -51,60 +45,6 @@ BUILDS = (
 )
 
 
-class Steps:
-    """Command lines whose JSON answers are kept in the work folder."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        (work / "answers").mkdir(parents=True, exist_ok=True)
-
-    def ask(self, name: str, *arguments: str, allowed: tuple[int, ...] = (0,)) -> dict[str, Any]:
-        """The answer of `mobileicsa <arguments> --json`, with its wall time and peak memory."""
-        path = self.work / "answers" / f"{name}.json"
-        if not path.is_file():
-            print(f"{name}: mobileicsa {' '.join(arguments)}", flush=True)
-            answer = _measured([sys.executable, "-m", "mobileicsa", *arguments, "--json"], allowed)
-            write_json(path, answer)
-        answer_again: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return answer_again
-
-    def build(self, build: Build) -> dict[str, Any]:
-        arguments = ["--model", MODEL, "--scheme", build.scheme, "--recipe", build.recipe, "--target", "host-cpu"]
-        if build.timed:
-            arguments += ["--target", INTEGER_ONLY]
-        return self.ask(f"build-{build.name}", "quantize", *arguments, "--output", self.artifact(build), "--overwrite")
-
-    def artifact(self, build: Build) -> str:
-        return str(self.work / build.name)
-
-    def perplexity(
-        self, model: str, name: str, backend: str, text: Path, windows: int | None, target: str | None = None
-    ) -> dict[str, Any]:
-        arguments = ["--model", model, "--backend", backend, "--text", str(text), "--window", str(WINDOW)]
-        arguments += [] if windows is None else ["--max-windows", str(windows)]
-        arguments += [] if target is None else ["--target", target]
-        return self.ask("-".join(("eval", name, backend, *([] if target is None else [target]))), "eval", *arguments)
-
-
-def _measured(command: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
-    """Run a command; its JSON answer, wall seconds and peak resident memory (of the process itself)."""
-    read, write = os.pipe()
-    start = time.monotonic()
-    child = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
-    os.close(write)
-    with os.fdopen(read, encoding="utf-8") as answer:
-        text = answer.read()
-    _, status, usage = os.wait4(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code not in allowed:
-        raise SystemExit(f"exit code {code}: {' '.join(command)}\n{text}")
-    return {
-        "answer": json.loads(text),
-        "wall_s": round(time.monotonic() - start, 1),
-        "peak_rss_bytes": usage.ru_maxrss * 1024,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -120,7 +60,7 @@ def main() -> None:
     rows = [_row(steps, build, text, options, reference["perplexity"]) for build in BUILDS]
     for build, row in zip(BUILDS, rows, strict=True):
         if build.timed:
-            row["bench"] = steps.ask(f"bench-{build.name}", "bench", steps.artifact(build), "--baseline", "float")[
+            row["bench"] = steps.ask(f"bench-{build.name}", "bench", steps.artifact(build.name), "--baseline", "float")[
                 "answer"
             ]["backends"]
     result = {
@@ -140,12 +80,21 @@ def main() -> None:
     print(f"wrote {RESULTS / RESULT}.json and .svg")
 
 
+def _build(steps: Steps, build: Build) -> dict[str, Any]:
+    arguments = ["--model", MODEL, "--scheme", build.scheme, "--recipe", build.recipe, "--target", "host-cpu"]
+    if build.timed:
+        arguments += ["--target", INTEGER_ONLY]
+    return steps.ask(
+        f"build-{build.name}", "quantize", *arguments, "--output", steps.artifact(build.name), "--overwrite"
+    )
+
+
 def _row(
     steps: Steps, build: Build, text: Path, options: argparse.Namespace, float_perplexity: float
 ) -> dict[str, Any]:
-    built = steps.build(build)
+    built = _build(steps, build)
     report = built["answer"]
-    folder = steps.artifact(build)
+    folder = steps.artifact(build.name)
     evaluated = steps.perplexity(folder, build.name, "simulator", text, options.windows)["answer"]
     row: dict[str, Any] = {
         "scheme": build.scheme,

@@ -1,0 +1,54 @@
+"""The figure of the accuracy benchmark: what each recipe and peer costs in perplexity, by scheme."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+OURS, OTHERS = "#d9622b", "#b9bec6"
+OUR_RECIPES = ("rotated", "learned")
+LIMIT = 2.5  # a bar above this is cut and says so
+
+
+def draw(result: dict[str, Any]) -> str:
+    """SVG text: one panel a scheme, bars of perplexity over float on WikiText-2, the second text as a dot."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "mobileicsa"
+    schemes = sorted({row["scheme"] for row in result["rows"]}, reverse=True)
+    figure, panels = plt.subplots(1, len(schemes), figsize=(10, 3.8), squeeze=False)
+    for axes, scheme in zip(panels[0], schemes, strict=True):
+        bars = [
+            (_label(row), row["texts"], row["recipe"] in OUR_RECIPES)
+            for row in result["rows"]
+            if row["scheme"] == scheme
+        ]
+        bars += [(peer["name"], peer["texts"], False) for peer in result["peers"] if peer["scheme"] == scheme]
+        _panel(axes, bars)
+        axes.set_title(scheme.upper(), fontsize=10)
+    panels[0][0].set_ylabel("perplexity over float32 (lower is better)", fontsize=8)
+    figure.suptitle(f"{result['model']}: WikiText-2 raw test (bars), Tiny Shakespeare (dots)", fontsize=10)
+    figure.tight_layout()
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def _label(row: dict[str, Any]) -> str:
+    return row["recipe"] if row["effort"] == "default" else f"{row['recipe']} {row['effort']}"
+
+
+def _panel(axes: Any, bars: list[tuple[str, dict[str, Any], bool]]) -> None:
+    for index, (_, texts, ours) in enumerate(bars):
+        ratio = texts["wikitext2"]["ratio"]
+        axes.bar(index, min(ratio, LIMIT) - 0.9, bottom=0.9, color=OURS if ours else OTHERS, width=0.7)
+        axes.annotate(f"{ratio:.3f}", (index, min(ratio, LIMIT)), ha="center", va="bottom", fontsize=7)
+        axes.plot(index, min(texts["shakespeare"]["ratio"], LIMIT), "o", color="#333", markersize=3)
+    axes.axhline(1.0, color="#555", linewidth=0.8, linestyle="--")
+    axes.set_ylim(0.9, LIMIT + 0.15)
+    axes.set_xticks(range(len(bars)), [name for name, _, _ in bars], fontsize=7, rotation=30, ha="right")
+    axes.spines[["top", "right"]].set_visible(False)
