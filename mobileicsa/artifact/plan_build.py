@@ -27,13 +27,14 @@ from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, find_target
-from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe, windows_of
+from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe, stages_for, windows_of
 
 # Factor on the recipe's calibration windows and learning steps.
 EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
-DEFAULT_RECIPE = "rotated"
+# By bits of the weights: 4-bit ones need learning, which takes most of a run; 8-bit ones lose little without.
+DEFAULT_RECIPES = {8: "rotated", 4: "learned"}
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class BuildOptions:
     model: str
     scheme: str
     output: Path
-    recipe: str = DEFAULT_RECIPE
+    recipe: str | None = None  # the default for the scheme
     overrides: Sequence[str] = ()
     calibration: Path | None = None
     effort: str = "default"
@@ -110,7 +111,8 @@ class BuildPlan:
 def plan_build(options: BuildOptions) -> BuildPlan:
     """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
-    recipe = _scaled(load_recipe(options.recipe, options.overrides), options.effort)
+    chosen = options.recipe or DEFAULT_RECIPES[scheme.weight_bits]
+    recipe = _scaled(stages_for(load_recipe(chosen, options.overrides), scheme), options.effort)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
     targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))

@@ -49,7 +49,11 @@ def quantize(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME", help="Recipe name or YAML file; see `mobileicsa recipes ls`."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help="Recipe name or YAML file; default: rotated (8-bit weights) or learned (4-bit).",
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -129,7 +133,7 @@ def outline(plan: BuildPlan) -> list[Share]:
     work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
     steps += [Share(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
     for stage in plan.recipe.learn:
-        learning = 2.2 * weights * stage.steps * stage.batch
+        learning = 1.6 * weights * stage.steps * stage.batch
         if stage.scope == "block":
             steps.append(Share("learn blocks", learning))
         else:

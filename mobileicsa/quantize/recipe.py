@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
+from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.io.atomic import write_bytes
 
 MAX_RECIPE_BYTES = 64 * 1024
@@ -99,6 +100,14 @@ def windows_of(recipe: Recipe) -> int:
     """How many calibration windows a run needs."""
     amount = recipe.calibration
     return max(amount.samples, amount.learning_samples if recipe.learn else 0)
+
+
+def stages_for(recipe: Recipe, scheme: QuantScheme) -> Recipe:
+    """The recipe as a scheme runs it: latent weights do not learn at 8 bits, where their rounding costs next to
+    nothing (SmolLM2's blocks: error 0.0064 before, 0.0063 after, in eight minutes)."""
+    if scheme.weight_bits < 8:
+        return recipe
+    return recipe.model_copy(update={"learn": tuple(s for s in recipe.learn if s.weights != "latent")})
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"calibration": Calibration, "learn": Learning}
