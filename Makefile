@@ -58,9 +58,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m benchmarks.tables --check
 
-# About an hour on two cores; finished steps in BENCH_WORK are not computed again.
+# About four hours on two cores; finished steps in BENCH_WORK are not computed again.
 bench: setup
 	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 80
+	$(BIN)/python -m benchmarks.accuracy.run --work $(BENCH_WORK) --windows 80
 	$(BIN)/python -m benchmarks.tables
 
 docs: setup

@@ -75,8 +75,38 @@ def speed(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def recipes(result: dict[str, Any]) -> list[str]:
+    """Perplexity over float of every recipe, and of peers, on two texts; KL where it was measured."""
+    count = result["float"]["wikitext2"]["tokens"]
+    lines = [
+        f"{result['model']}, first {count:,} tokens of each text, {result['window']}-token windows. Nothing was "
+        "calibrated or learned on either text. Peers (*) leave more in float: head, embedding, norms, softmax, stream.",
+        "",
+        "| scheme | recipe | WikiText-2 | over float | Tiny Shakespeare | over float | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    named = [(row["scheme"], _recipe(row), row) for row in result["rows"]]
+    named += [(peer["scheme"], f"{peer['name']} *", peer) for peer in result["peers"]]
+    for scheme, name, row in [
+        ("float32", "", {"texts": result["float"]}),
+        *sorted(named, key=lambda n: n[0], reverse=True),
+    ]:
+        cells = [scheme, name]
+        for text in ("wikitext2", "shakespeare"):
+            found = row["texts"][text]
+            cells += [f"{found['perplexity']:.2f}", f"{found['ratio']:.3f}×" if "ratio" in found else ""]
+        seconds = row.get("quantize_s")
+        lines.append(f"| {' | '.join(cells)} | {'' if seconds is None else f'{seconds / 60:.0f} min'} |")
+    return lines
+
+
+def _recipe(row: dict[str, Any]) -> str:
+    return str(row["recipe"]) if row["effort"] == "default" else f"{row['recipe']}, effort {row['effort']}"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "accuracy": ("route-smollm2-135m", accuracy),
+    "recipes": ("accuracy-smollm2-135m", recipes),
     "speed": ("route-smollm2-135m", speed),
 }
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.duration import expected_seconds
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
@@ -85,6 +86,7 @@ class BuildPlan:
             "targets": {target.name: list(target.backends) for target in self.targets},
             "output": str(self.options.output),
             "estimates": {
+                "seconds_on_two_cores": round(sum(seconds for _, seconds in expected_seconds(self))),
                 "peak_memory_bytes": self.memory_bytes,
                 "disk_bytes": self.disk_bytes,
                 "available_memory_bytes": available_memory(),

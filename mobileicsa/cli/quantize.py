@@ -116,36 +116,15 @@ def quantize(
 
 
 def outline(plan: BuildPlan) -> list[Share]:
-    """Steps of a build and their usual parts of its time, measured on SmolLM2-135M, scaled by what they depend on."""
+    """Steps of a build and their usual parts of its time."""
+    from mobileicsa.artifact.duration import expected_seconds
     from mobileicsa.cli.progress import Share
-    from mobileicsa.quantize.block import feeds_back
-    from mobileicsa.quantize.recipe import windows_of
 
-    tokens = plan.recipe.calibration.samples * plan.recipe.calibration.length / 8192
-    weights = plan.spec.decoder_weight_count / 106e6
-    windows = windows_of(plan.recipe)
-    generated = 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights
-    steps = [Share("calibration text", generated)]
-    if plan.recipe.prefix_tokens:
-        steps.append(Share("sink prefix", 20.0 * weights))
-    layers = plan.spec.num_layers
-    work = {"off": 1.0, "fixed": 1.5, "search": 5.0}[plan.recipe.smoothing]
-    work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
-    steps += [Share(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
-    for stage in plan.recipe.learn:
-        learning = 1.6 * weights * stage.steps * stage.batch
-        if stage.scope == "block":
-            steps.append(Share("learn blocks", learning))
-        else:
-            steps += [Share("float model", 0.6 * weights * windows), Share("learn end to end", learning)]
-    if plan.recipe.learn:
-        steps.append(Share("ranges after learning", 30.0 * weights))
-    for target in plan.targets:
-        steps += [Share(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
-    return [*steps, Share("golden vectors", 30.0 * weights)]
+    return [Share(title, seconds) for title, seconds in expected_seconds(plan)]
 
 
 def _headline(plan: BuildPlan) -> str:
+    from mobileicsa.cli.progress import duration
     from mobileicsa.cli.tables import size
 
     facts = plan.to_json()
@@ -153,11 +132,12 @@ def _headline(plan: BuildPlan) -> str:
     return (
         f"{facts['model']} ({facts['model_type']}, {facts['layers']} layers) to {plan.scheme.name}, recipe "
         f"{plan.recipe.name}; needs about {size(estimates['peak_memory_bytes'])} of memory, "
-        f"{size(estimates['disk_bytes'])} of disk"
+        f"{size(estimates['disk_bytes'])} of disk, and {duration(estimates['seconds_on_two_cores'])} on two cores"
     )
 
 
 def _show_plan(console: Console, plan: dict[str, Any]) -> None:
+    from mobileicsa.cli.progress import duration
     from mobileicsa.cli.tables import show_facts, show_list, size
 
     estimates = plan["estimates"]
@@ -174,6 +154,7 @@ def _show_plan(console: Console, plan: dict[str, Any]) -> None:
             ("calibration", plan["calibration"]),
             ("targets", ", ".join(f"{name} ({', '.join(used)})" for name, used in plan["targets"].items())),
             ("output", plan["output"]),
+            ("time", f"about {duration(estimates['seconds_on_two_cores'])} on two cores"),
             ("memory", _of(estimates["peak_memory_bytes"], estimates["available_memory_bytes"], size)),
             ("disk", _of(estimates["disk_bytes"], estimates["free_disk_bytes"], size)),
             ("ignored", ", ".join(plan["ignored_config"]) or None),

@@ -112,6 +112,31 @@ def test_quantize_dry_run_gives_the_plan(command: Command, quantize: list[str], 
     document = command(*quantize, "--output", tmp_path / "out", "--dry-run", "--json").json
     assert {"model", "scheme", "recipe", "targets", "output", "estimates", "steps", "notes"} <= document.keys()
     assert document["estimates"]["peak_memory_bytes"] > 0
+    longer = command(*quantize, "--output", tmp_path / "out", "--dry-run", "--json", "--effort", "best").json
+    assert longer["estimates"]["seconds_on_two_cores"] > document["estimates"]["seconds_on_two_cores"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "recipe", "expected", "scopes"),
+    [
+        ("w8a8", None, "rotated", []),
+        ("w4a8", None, "learned", ["block", "model"]),
+        ("w4a16", None, "learned", ["block", "model"]),
+        ("w8a8", "learned", "learned", ["model"]),
+    ],
+)
+def test_the_default_recipe_and_its_stages_follow_the_scheme(
+    command: Command,
+    checkpoint: Path,
+    tmp_path: Path,
+    scheme: str,
+    recipe: str | None,
+    expected: str,
+    scopes: list[str],
+) -> None:
+    arguments = ["--model", checkpoint, "--scheme", scheme, "--output", tmp_path / "out", "--dry-run", "--json"]
+    plan = command("quantize", *arguments, *([] if recipe is None else ["--recipe", recipe])).json["recipe"]
+    assert (plan["name"], [stage["scope"] for stage in plan["learn"]]) == (expected, scopes)
 
 
 @pytest.mark.usefixtures("quick")

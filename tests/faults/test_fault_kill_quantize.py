@@ -35,7 +35,8 @@ def quantizer(folder: Path, *more: str) -> Quantize:
     checkpoint = write_checkpoint(folder / "checkpoint")
     text = folder / "calibration.txt"
     text.write_text(TEXT)
-    given = ["quantize", "--model", str(checkpoint), "--scheme", "w4a8", "--calibration", str(text), "--overwrite"]
+    given = ["quantize", "--model", str(checkpoint), "--scheme", "w4a8", "--recipe", "rotated", "--overwrite"]
+    given += ["--calibration", str(text)]
     amount = ["calibration.samples=2", "calibration.length=32", "prefix_tokens=1", "alphas=[0.5]"]
 
     def run(output: Path) -> int:

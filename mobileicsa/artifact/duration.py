@@ -1,0 +1,39 @@
+"""How long a build's steps take: seconds on two cores, measured on SmolLM2-135M, scaled by what each depends on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mobileicsa.quantize.block import feeds_back
+from mobileicsa.quantize.recipe import windows_of
+
+if TYPE_CHECKING:
+    from mobileicsa.artifact.plan_build import BuildPlan
+
+MEASURED_WEIGHTS, MEASURED_TOKENS = 106e6, 8192  # decoder weights; calibration tokens of the default
+
+
+def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
+    """Steps by the titles under which they report progress, in order."""
+    amount = plan.recipe.calibration
+    tokens = amount.samples * amount.length / MEASURED_TOKENS
+    weights = plan.spec.decoder_weight_count / MEASURED_WEIGHTS
+    windows = windows_of(plan.recipe)
+    steps = [("calibration text", 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights)]
+    if plan.recipe.prefix_tokens:
+        steps.append(("sink prefix", 30.0 * weights))
+    layers = plan.spec.num_layers
+    work = {"off": 1.0, "fixed": 1.5, "search": 4.0}[plan.recipe.smoothing]
+    work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
+    steps += [(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
+    for stage in plan.recipe.learn:
+        learning = 1.6 * weights * stage.steps * stage.batch
+        if stage.scope == "block":
+            steps.append(("learn blocks", learning))
+        else:
+            steps += [("float model", 0.6 * weights * windows), ("learn end to end", learning)]
+    if plan.recipe.learn:
+        steps.append(("ranges after learning", 30.0 * weights))
+    for target in plan.targets:
+        steps += [(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
+    return [*steps, ("golden vectors", 30.0 * weights)]
