@@ -1,4 +1,7 @@
-"""The student's modules: edges, gains and linears that round in their forward pass exactly as they will be exported."""
+"""The student's modules: edges, gains and linears that round in their forward pass exactly as they will be exported.
+
+Passes with gradients are cheaper: products in bfloat16 where that is fast, and no rounding of 16-bit edges.
+"""
 
 from __future__ import annotations
 
