@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
+
+from benchmarks.svg import pyplot, svg_text
 
 OURS, OTHERS = "#d9622b", "#b9bec6"
 OUR_RECIPES = ("rotated", "learned")
@@ -12,14 +13,8 @@ LIMIT = 2.5  # a bar above this is cut and says so
 
 def draw(result: dict[str, Any]) -> str:
     """SVG text: one panel a scheme, bars of perplexity over float on WikiText-2, the second text as a dot."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "mobileicsa"
     schemes = sorted({row["scheme"] for row in result["rows"]}, reverse=True)
-    figure, panels = plt.subplots(1, len(schemes), figsize=(10, 3.8), squeeze=False)
+    figure, panels = pyplot().subplots(1, len(schemes), figsize=(10, 3.8), squeeze=False)
     for axes, scheme in zip(panels[0], schemes, strict=True):
         bars = [
             (_label(row), row["texts"], row["recipe"] in OUR_RECIPES)
@@ -31,11 +26,7 @@ def draw(result: dict[str, Any]) -> str:
         axes.set_title(scheme.upper(), fontsize=10)
     panels[0][0].set_ylabel("perplexity over float32 (lower is better)", fontsize=8)
     figure.suptitle(f"{result['model']}: WikiText-2 raw test (bars), Tiny Shakespeare (dots)", fontsize=10)
-    figure.tight_layout()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
+    return svg_text(figure)
 
 
 def _label(row: dict[str, Any]) -> str:

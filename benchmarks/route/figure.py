@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
+
+from benchmarks.svg import pyplot, svg_text
 
 COLORS = {"minmax": "#b9bec6", "prefix": "#d9622b", "gptq": "#3b7dd8"}
 RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
@@ -11,24 +12,14 @@ RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
 
 def draw(result: dict[str, Any]) -> str:
     """SVG text: perplexity over float by scheme and recipe, decode speed over float32 by runtime."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "mobileicsa"
-    figure, (accuracy, speed) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1))
+    figure, (accuracy, speed) = pyplot().subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1))
     _accuracy(accuracy, result["rows"])
     _speed(speed, [row for row in result["rows"] if "bench" in row])
     for axes in (accuracy, speed):
         axes.axhline(1.0, color="#555", linewidth=0.8, linestyle="--")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{result['model']}, {result['tokens']:,} tokens of {result['text']}", fontsize=10)
-    figure.tight_layout()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()
+    return svg_text(figure)
 
 
 def _accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
