@@ -102,12 +102,23 @@ def windows_of(recipe: Recipe) -> int:
     return max(amount.samples, amount.learning_samples if recipe.learn else 0)
 
 
+# At 8 bits the loss to learn away is a quarter of that at 4 bits: what learns must move less, but for ranges, which
+# start as far away (SmolLM2, 128 steps: KL 0.044 -> 0.033 with these).
+RATES_AT_8_BITS = {"lr_scales": 0.25, "lr_gains": 0.25, "lr_prefix": 0.25}
+
+
 def stages_for(recipe: Recipe, scheme: QuantScheme) -> Recipe:
-    """The recipe as a scheme runs it: latent weights do not learn at 8 bits, where their rounding costs next to
-    nothing (SmolLM2's blocks: error 0.0064 before, 0.0063 after, in eight minutes)."""
+    """The recipe as a scheme runs it: at 8 bits latent weights do not learn, for their rounding costs next to
+    nothing there (SmolLM2's blocks: error 0.0064 before, 0.0063 after, in eight minutes), and the rest but ranges
+    learns in smaller steps."""
     if scheme.weight_bits < 8:
         return recipe
-    return recipe.model_copy(update={"learn": tuple(s for s in recipe.learn if s.weights != "latent")})
+    stages = (stage for stage in recipe.learn if stage.weights != "latent")
+    return recipe.model_copy(update={"learn": tuple(_smaller_steps(stage) for stage in stages)})
+
+
+def _smaller_steps(stage: Learning) -> Learning:
+    return stage.model_copy(update={rate: getattr(stage, rate) * by for rate, by in RATES_AT_8_BITS.items()})
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"calibration": Calibration, "learn": Learning}
