@@ -127,7 +127,7 @@ def _prefix(
     if recipe.prefix_tokens == 0:
         return (), []
     if not store.done("prefix", run):
-        tick = progress.step("sink prefix", spec.num_layers * 2)
+        tick = progress.step("sink prefix", spec.num_layers * 5)
         prefix, trials = search_prefix(spec, weights, scheme, windows, recipe.prefix_tokens, tick)
         rows = [{"ids": list(trial.ids), "noise": trial.noise} for trial in trials]
         store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
