@@ -17,8 +17,8 @@ CONTEXT = 2 * WINDOW
 class Settings:
     """One of `minutes` and `steps` is the limit. A step is BATCH windows of WINDOW tokens.
 
-    `hidden` is a multiple of 128: heads of 64, two to a key/value head. The defaults make 5.5 million parameters, which
-    two cores with bfloat16 products train at 5,000 to 6,000 tokens a second.
+    `hidden` is a multiple of 128: heads of 64, two to a key/value head. The defaults make 5.5 million parameters; one
+    core with bfloat16 products trained them at 2,600 to 3,200 tokens a second, with other work beside it.
     """
 
     minutes: float | None = 25
