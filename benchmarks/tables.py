@@ -80,7 +80,8 @@ def recipes(result: dict[str, Any]) -> list[str]:
     count = result["float"]["wikitext2"]["tokens"]
     lines = [
         f"{result['model']}, first {count:,} tokens of each text, {result['window']}-token windows. Nothing was "
-        "calibrated or learned on either text. Peers (*) leave more in float: head, embedding, norms, softmax, stream.",
+        "calibrated or learned on either text. Peers (*) leave more in float: head, embedding, norms, softmax, stream."
+        + _trained(result),
         "",
         "| scheme | recipe | WikiText-2 | over float | Tiny Shakespeare | over float | time |",
         "|---|---|---|---|---|---|---|",
@@ -100,6 +101,17 @@ def recipes(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _trained(result: dict[str, Any]) -> str:
+    """What a model of benchmarks/small_model is; nothing of others."""
+    if "training" not in result:
+        return ""
+    training = result["training"]
+    return (
+        f" {training['parameters'] / 1e6:.1f} M parameters on no grid, trained here on "
+        f"{training['tokens']['seen'] / 1e6:.1f} M tokens of other text; of Tiny Shakespeare the last 10 % is used."
+    )
+
+
 def _recipe(row: dict[str, Any]) -> str:
     return str(row["recipe"]) if row["effort"] == "default" else f"{row['recipe']}, effort {row['effort']}"
 
@@ -107,6 +119,7 @@ def _recipe(row: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "accuracy": ("route-smollm2-135m", accuracy),
     "recipes": ("accuracy-smollm2-135m", recipes),
+    "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),
 }
 
@@ -116,7 +129,10 @@ def fill(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         source, make = TABLES[match[2]]
-        result = json.loads((RESULTS / f"{source}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{source}.json"
+        if not path.is_file():
+            return match[1] + match[3]
+        result = json.loads(path.read_text(encoding="utf-8"))
         return match[1] + "\n".join(make(result)) + "\n" + match[3]
 
     return PLACE.sub(table, text)

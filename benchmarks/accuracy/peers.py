@@ -1,6 +1,6 @@
 """Peers' quantisers on the same float model, in this process: torchao's 8da4w and ExecuTorch's static PT2E.
 
-    python -m benchmarks.accuracy.peers NAME --text FILE --windows N
+    python -m benchmarks.accuracy.peers NAME --model MODEL --text FILE --windows N
 
 prints one JSON answer. Their linears are ours as `nn.Linear`, with the same float weights; the vocabulary projection
 and the embedding stay in float32, and norms, softmax and the residual stream too: less is quantised than in our rows.
@@ -118,10 +118,11 @@ PEERS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=PEERS)
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=None)
     options = parser.parse_args(arguments)
-    model = FloatModel.from_pretrained(MODEL)
+    model = FloatModel.from_pretrained(options.model)
     start = time.monotonic()
     PEERS[options.name].apply(model)
     seconds = round(time.monotonic() - start, 1)

@@ -1,10 +1,12 @@
 """Accuracy of every recipe, and of peers, on a real model: same text, same windows, same scored tokens.
 
     python -m benchmarks.accuracy.run --work build/accuracy --windows 80
+    python -m benchmarks.accuracy.run --work build/accuracy --windows 80 --model build/small --name small-llama
 
+The second is for a model of benchmarks/small_model; its results have a file of their own.
 WikiText-2 raw test and Tiny Shakespeare, windows of 256 tokens, BOS (or the artifact's prefix) first. Nothing here
-has seen either: calibration and learning use text that the model writes itself. A finished step's answer stays in the
-work folder and is not computed again.
+has seen either (texts.py): calibration and learning use text that the model writes itself. A finished step's answer
+stays in the work folder and is not computed again.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import Any
 
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.peers import PEERS
+from benchmarks.accuracy.texts import text_files
+from benchmarks.small_model.record import read_record
 from benchmarks.steps import INTEGER_ONLY, MODEL, RESULTS, WINDOW, Steps
 from mobileicsa.bench.environment import environment
+from mobileicsa.core.errors import InputError
 from mobileicsa.io.json_file import write_json
 
-RESULT = "accuracy-smollm2-135m"
-TEXTS = {"wikitext2": "wikitext2/wiki.test.raw", "shakespeare": "text_small/tiny_shakespeare.txt"}
 KEPT = ("perplexity", "ratio", "kl_to_reference", "top1_agreement", "windows", "tokens")
 
 
@@ -59,6 +62,8 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", default=MODEL, help="a model folder; default: %(default)s")
+    parser.add_argument("--name", default=None, help="of the model in the results; default: as --model")
     parser.add_argument("--windows", type=int, default=None, help="of each text; default: all")
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the rows and peers; default: all")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOBILEICSA_DATA", "../shared/data")))
@@ -68,37 +73,43 @@ def main() -> None:
     unknown = sorted(set(only) - set(names))
     if unknown:
         raise SystemExit(f"--only {unknown[0]}: not one of {', '.join(names)}")
-    texts = {name: options.data / file for name, file in TEXTS.items()}
-    missing = [str(path) for path in texts.values() if not path.is_file()]
-    if missing:
-        raise SystemExit(f"{missing[0]}: no such file; set MOBILEICSA_DATA")
-    steps = Steps(options.work)
-    rows = [_row(steps, row, texts, options.windows) for row in ROWS if row.name in only]
-    peers = [_peer(steps, name, texts, options.windows) for name in PEERS if name in only]
+    name = options.name or Path(options.model).name
+    # Answers in a work folder go by the names of rows: every other model has a folder of its own.
+    steps = Steps(options.work if options.model == MODEL else options.work / name)
+    training = read_record(options.model)
+    try:
+        texts = text_files(options.data, steps.work, trained_here=training is not None)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    rows = [_row(steps, options.model, row, texts, options.windows) for row in ROWS if row.name in only]
+    peers = [_peer(steps, options.model, name, texts, options.windows) for name in PEERS if name in only]
     floats = {
-        name: steps.perplexity(MODEL, f"float-{name}", "float", path, options.windows)["answer"]
-        for name, path in texts.items()
+        text: steps.perplexity(options.model, f"float-{text}", "float", path, options.windows)["answer"]
+        for text, path in texts.items()
     }
     for entry in rows + peers:
-        for name, found in entry["texts"].items():
-            found["ratio"] = found["perplexity"] / floats[name]["perplexity"]
+        for text, found in entry["texts"].items():
+            found["ratio"] = found["perplexity"] / floats[text]["perplexity"]
     result = {
-        "model": MODEL,
+        "model": name,
         "window": WINDOW,
-        "float": {name: {key: found[key] for key in KEPT if key in found} for name, found in floats.items()},
+        "float": {text: {key: found[key] for key in KEPT if key in found} for text, found in floats.items()},
         "rows": rows,
         "peers": peers,
         "environment": environment(),
     }
+    if training is not None:
+        result["training"] = training
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{RESULT}.json", result)
-    (RESULTS / f"{RESULT}.svg").write_text(draw(result), encoding="utf-8")
-    print(f"wrote {RESULTS / RESULT}.json and .svg")
+    path = RESULTS / f"accuracy-{name}.json"
+    write_json(path, result)
+    path.with_suffix(".svg").write_text(draw(result), encoding="utf-8")
+    print(f"wrote {path} and .svg")
 
 
-def _row(steps: Steps, row: Row, texts: dict[str, Path], windows: int | None) -> dict[str, Any]:
+def _row(steps: Steps, model: str, row: Row, texts: dict[str, Path], windows: int | None) -> dict[str, Any]:
     target = "host-cpu" if row.exported else INTEGER_ONLY
-    arguments = ["--model", MODEL, "--scheme", row.scheme, "--recipe", row.recipe, "--effort", row.effort]
+    arguments = ["--model", model, "--scheme", row.scheme, "--recipe", row.recipe, "--effort", row.effort]
     folder = steps.artifact(row.name)
     built = steps.ask(
         f"build-{row.name}", "quantize", *arguments, "--target", target, "--output", folder, "--overwrite"
@@ -124,10 +135,10 @@ def _perplexity(steps: Steps, row: Row, text: str, path: Path, backend: str, win
     return {key: found[key] for key in KEPT if key in found}
 
 
-def _peer(steps: Steps, name: str, texts: dict[str, Path], windows: int | None) -> dict[str, Any]:
+def _peer(steps: Steps, model: str, name: str, texts: dict[str, Path], windows: int | None) -> dict[str, Any]:
     found = {}
     for text, path in texts.items():
-        command = [sys.executable, "-m", "benchmarks.accuracy.peers", name, "--text", str(path)]
+        command = [sys.executable, "-m", "benchmarks.accuracy.peers", name, "--model", model, "--text", str(path)]
         command += [] if windows is None else ["--windows", str(windows)]
         found[text] = steps.run(f"peer-{name}-{text}", command)["answer"]
     kept = {text: {key: one[key] for key in KEPT if key in one} for text, one in found.items()}

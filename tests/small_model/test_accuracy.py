@@ -1,0 +1,55 @@
+"""The accuracy table of a model that was trained here: its own texts, and its place in README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import write_data
+
+from benchmarks import tables
+from benchmarks.accuracy.texts import text_files
+from benchmarks.small_model.corpus import PLAYS, WIKI_TEST, held_out_plays
+
+FOUND = {"perplexity": 40.0, "tokens": 20400}
+RESULT: dict[str, Any] = {
+    "model": "small-llama",
+    "window": 256,
+    "float": {"wikitext2": FOUND, "shakespeare": FOUND},
+    "rows": [
+        {
+            "scheme": "w8a8",
+            "recipe": "rotated",
+            "effort": "default",
+            "quantize_s": 60.0,
+            "texts": {name: {"perplexity": 42.0, "ratio": 1.05} for name in ("wikitext2", "shakespeare")},
+        }
+    ],
+    "peers": [],
+    "training": {"parameters": 5_475_584, "tokens": {"seen": 8_600_000}},
+}
+
+
+def test_a_model_that_read_the_plays_is_measured_on_the_rest(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    files = text_files(data, tmp_path, trained_here=True)
+    assert files["shakespeare"].read_text(encoding="utf-8") == held_out_plays(
+        (data / PLAYS).read_text(encoding="utf-8")
+    )
+    assert files["wikitext2"] == data / WIKI_TEST
+    assert text_files(data, tmp_path, trained_here=False)["shakespeare"] == data / PLAYS
+
+
+def test_the_second_table_is_there_when_its_result_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = "Before\n<!-- table: recipes_small -->\n<!-- end -->\nafter\n"
+    assert tables.fill(page) == page
+    (tmp_path / "accuracy-small-llama.json").write_text(json.dumps(RESULT))
+    filled = tables.fill(page)
+    assert "small-llama, first 20,400 tokens" in filled
+    assert "5.5 M parameters on no grid, trained here on 8.6 M tokens" in filled
+    assert "| w8a8 | rotated | 42.00 | 1.050× | 42.00 | 1.050× | 1 min |" in filled
+    (tmp_path / "accuracy-small-llama.json").unlink()
+    assert tables.fill(filled) == page
