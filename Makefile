@@ -58,10 +58,12 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m benchmarks.tables --check
 
-# About four hours on two cores; finished steps in BENCH_WORK are not computed again.
+# About four hours on two cores, and another one and a half for the zero-shot questions; finished steps in BENCH_WORK
+# are not computed again.
 bench: setup
 	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 80
 	$(BIN)/python -m benchmarks.accuracy.run --work $(BENCH_WORK) --windows 80
+	$(BIN)/python -m benchmarks.accuracy.zero_shot --work $(BENCH_WORK) --limit 200
 	$(BIN)/python -m benchmarks.tables
 
 docs: setup
