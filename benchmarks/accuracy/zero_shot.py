@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy.zero_shot --work build/accuracy --limit 200
 
 LAMBADA, ARC easy and challenge, HellaSwag, PIQA and WinoGrande as lm-eval asks and scores them (tasks/, questions.py),
-artifacts on the simulator. Every model answers the same questions, so that the difference to float is paired: its
-error is that of the questions answered differently, far below the error of either accuracy. 200 questions of each task
-are 87,000 tokens: about 7 minutes a model on two cores that do nothing else, estimated from 1.2 s per 256-token window.
+artifacts on the simulator. Every model answers the same questions, so that the difference to float is paired: only
+questions answered differently add to its error, which is the smaller the closer a model is to float. 200 questions of
+each task are 87,000 tokens: about 7 minutes a model on two cores that do nothing else (not measured: estimated from
+1.2 s per 256-token window).
 A finished model's answers stay in the work folder and are not asked for again. Needs mobileicsa[eval].
 """
 
