@@ -1,6 +1,7 @@
 """Tables of README.md, made from the committed results: `python -m benchmarks.tables [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced, and kept where there is
+no result yet.
 """
 
 from __future__ import annotations
@@ -116,11 +117,54 @@ def _recipe(row: dict[str, Any]) -> str:
     return str(row["recipe"]) if row["effort"] == "default" else f"{row['recipe']}, effort {row['effort']}"
 
 
+ZERO_SHOT = {
+    "lambada_openai": "LAMBADA",
+    "arc_easy": "ARC-E",
+    "arc_challenge": "ARC-C",
+    "hellaswag": "HellaSwag",
+    "piqa": "PIQA",
+    "winogrande": "WinoGrande",
+}
+
+
+def zero_shot(result: dict[str, Any]) -> list[str]:
+    """Zero-shot accuracy of float and of every recipe; the mean's paired difference to float."""
+    reference = result["float"]
+    counts = sorted({task["n"] for task in reference["tasks"].values()})
+    questions = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    lines = [
+        f"{result['model']}, lm-eval {result['lm_eval']}, zero-shot: {questions} questions of each task, the same for "
+        "every model. Percent, ± one standard error; length-normalised (acc_norm) where lm-eval has that. The last "
+        "column is paired with float, question by question.",
+        "",
+        f"| scheme | recipe | {' | '.join(ZERO_SHOT.values())} | mean | against float |",
+        "|---" * (len(ZERO_SHOT) + 4) + "|",
+    ]
+    named = [("float32", "", reference), *((row["scheme"], _recipe(row), row) for row in result["rows"])]
+    for scheme, name, row in named:
+        scores = [_score(row["tasks"][task]) for task in ZERO_SHOT]
+        cells = [scheme, name, *(_percent(one["value"], one["stderr"]) for one in [*scores, row["mean"]])]
+        change = row["mean"].get("difference")
+        cells.append("" if change is None else _percent(change, row["mean"]["difference_stderr"], sign="+"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _score(task: dict[str, Any]) -> dict[str, float]:
+    score: dict[str, float] = task["acc_norm"] if "acc_norm" in task else task["acc"]
+    return score
+
+
+def _percent(value: float, stderr: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} ± {100 * stderr:.1f}"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "accuracy": ("route-smollm2-135m", accuracy),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),
+    "zero_shot": ("zero-shot-smollm2-135m", zero_shot),
 }
 
 

@@ -17,7 +17,7 @@ def draw(result: dict[str, Any]) -> str:
     figure, panels = pyplot().subplots(1, len(schemes), figsize=(10, 3.8), squeeze=False)
     for axes, scheme in zip(panels[0], schemes, strict=True):
         bars = [
-            (_label(row), row["texts"], row["recipe"] in OUR_RECIPES)
+            (label(row), row["texts"], row["recipe"] in OUR_RECIPES)
             for row in result["rows"]
             if row["scheme"] == scheme
         ]
@@ -29,7 +29,7 @@ def draw(result: dict[str, Any]) -> str:
     return svg_text(figure)
 
 
-def _label(row: dict[str, Any]) -> str:
+def label(row: dict[str, Any]) -> str:
     return row["recipe"] if row["effort"] == "default" else f"{row['recipe']} {row['effort']}"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.artifact.tokenizer import Tokenizer
-from mobileicsa.calibrate.generated import generate_windows
+from mobileicsa.calibrate.generated import generate_windows, passes
 from mobileicsa.calibrate.overlap import line_sketch
 from mobileicsa.calibrate.text import make_windows
 from mobileicsa.io.hashing import sha256_bytes
@@ -26,9 +26,10 @@ def calibration_windows(plan: BuildPlan, tokenizer: Tokenizer, progress: Progres
     facts: dict[str, Any] = {"seed": plan.options.seed}
     notes: list[str] = []
     if text is None:
-        tick = progress.step("calibration text", amount.length)
+        samples = windows_of(plan.recipe)
+        tick = progress.step("calibration text", passes(samples, amount.length))
         decoder = load_decoder(plan.checkpoint)
-        windows = generate_windows(decoder, windows_of(plan.recipe), amount.length, plan.options.seed, tick)
+        windows = generate_windows(decoder, samples, amount.length, plan.options.seed, tick)
         facts |= {"source": "self-generated", "sha256": sha256_bytes(windows.numpy().tobytes())}
     else:
         where = str(plan.options.calibration)

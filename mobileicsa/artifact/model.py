@@ -22,6 +22,7 @@ from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
+from mobileicsa.models.branches import branch_logits
 from mobileicsa.models.load import load_decoder, read_spec
 from mobileicsa.program.backend import ExactBackend, find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
@@ -138,6 +139,17 @@ class QuantizedModel(Generates):
             rows = torch.cat((self.prefix_logits[None], rows))
         return rows[:-1]
 
+    def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Per branch, predictions (len(branch), vocab) of its tokens behind `context`, as `logits` has them.
+
+        The simulator reads the context once for all branches; its integers are those of one branch at a time.
+        """
+        fed = list(context) if self.prefixed or self.bos_id is None else [self.bos_id, *context]
+        if self.backend != SIMULATOR or not fed:
+            return [self.logits([*context, *branch])[-len(branch) :] for branch in branches]
+        found: list[Tensor] = self.session.branch_logits(fed, branches, self.prefix_rows if self.prefixed else None)
+        return found
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the artifact; the target must not exist or be empty. Appears whole or not at all."""
         target = Path(folder)
@@ -187,6 +199,12 @@ class FloatModel(Generates):
         fed = list(ids) if self.bos_id is None else [self.bos_id, *ids]
         rows: Tensor = self.decoder(torch.tensor([fed]))[0][0]
         return rows[:-1]
+
+    @torch.no_grad()
+    def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Per branch, predictions (len(branch), vocab) of its tokens; `context` may be empty behind BOS only."""
+        fed = list(context) if self.bos_id is None else [self.bos_id, *context]
+        return branch_logits(self.decoder, fed, branches, None)
 
 
 def read_frozen(folder: Path) -> FrozenModel:

@@ -12,15 +12,31 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder, LayerCache
 
 
-@torch.no_grad()
+# Texts written side by side: more of them make caches that are slow to grow (new pages for every token), fewer read the
+# weights too often.
+GROUP = 64
+
+
+def passes(samples: int, length: int) -> int:
+    """How often `generate_windows` calls its `tick`, at most."""
+    return -(-samples // GROUP) * length
+
+
 def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tick: Callable[[], None]) -> Tensor:
     """Token ids (samples, length - 1) int64 that follow BOS: a random first token, then samples at temperature 1.
 
-    The random first token gives each text its own subject. `tick` is called once per position.
+    The random first token gives each text its own subject. `tick` is called once per position of each group.
     """
-    spec = decoder.spec
     random = torch.Generator().manual_seed(seed)
-    first = torch.randint(0, spec.vocab_size, (samples, 1), generator=random)
+    first = torch.randint(0, decoder.spec.vocab_size, (samples, 1), generator=random)
+    return torch.cat([_continued(decoder, part, length, random, tick) for part in first.split(GROUP)])
+
+
+@torch.no_grad()
+def _continued(
+    decoder: Decoder, first: Tensor, length: int, random: torch.Generator, tick: Callable[[], None]
+) -> Tensor:
+    spec, samples = decoder.spec, first.shape[0]
     ids = first if spec.bos_id is None else torch.cat((torch.full((samples, 1), spec.bos_id), first), dim=1)
     total = length - 1 + (spec.bos_id is not None)
     cache = _room(spec, samples, total)
@@ -35,7 +51,10 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
         probabilities = torch.softmax(logits[:, -1], dim=-1)
         if not bool(torch.isfinite(probabilities).all()):
             raise InputError("calibration: the model's own text has NaN logits", hint="are the weights intact?")
-        step = torch.multinomial(probabilities, 1, generator=random)
+        # Inverse of the cumulative distribution: one number a text, where `multinomial` draws one for every token.
+        cumulative = probabilities.cumsum(dim=-1)
+        drawn = torch.rand(samples, 1, generator=random) * cumulative[:, -1:]
+        step = torch.searchsorted(cumulative, drawn, right=True).clamp(max=spec.vocab_size - 1)
         ids = torch.cat((ids, step), dim=1)
         tick()
     return ids[:, ids.shape[1] - (length - 1) :]

@@ -7,12 +7,14 @@ lm-eval versions that read the entry-point group `lm_eval.models` find it by the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 from tqdm import tqdm
 
 from mobileicsa.artifact.model import load_model
@@ -28,8 +30,9 @@ class _Stopped(Exception):
 class MobileicsaLM(TemplateLM):  # type: ignore[misc]
     """`pretrained`: an artifact folder, or a checkpoint for the float model; `backend` as in `mobileicsa run`.
 
-    Every sequence starts with BOS (or the artifact's prefix), as the model was calibrated. Requests run one by one:
-    the artifact's shapes are static, so `batch_size` and `device` change nothing.
+    Every sequence starts with BOS (or the artifact's prefix), as the model was calibrated. `batch_size` and `device`
+    change nothing: an artifact's shapes are static. Endings of one context are scored together, which the float model
+    and the simulator do in one pass.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class MobileicsaLM(TemplateLM):  # type: ignore[misc]
                 max_seq_len=self.max_length - 1,
                 context_len=1,
             )
-            total = sum(self._score(*make_disjoint_window(window))[0] for window in windows)
+            pairs = [make_disjoint_window(window) for window in windows]
+            total = sum(self._scores(context, [continuation])[0][0] for context, continuation in pairs)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
             results.append(total)
         return results
@@ -95,24 +99,34 @@ class MobileicsaLM(TemplateLM):  # type: ignore[misc]
         **_: Any,
     ) -> list[tuple[float, bool]]:
         results = []
-        for texts, context, continuation in tqdm(requests, desc="log-likelihood", disable=disable_tqdm):
-            answer = self._score(context, continuation)
-            self.cache_hook.add_partial("loglikelihood", texts, answer)
-            results.append(answer)
+        bar = tqdm(total=len(requests), desc="log-likelihood", disable=disable_tqdm)
+        # A question's endings come one after the other.
+        for context, group in groupby(requests, key=lambda request: request[1]):
+            members = list(group)
+            answers = self._scores(context, [member[2] for member in members])
+            for member, answer in zip(members, answers, strict=True):
+                self.cache_hook.add_partial("loglikelihood", member[0], answer)
+            results += answers
+            bar.update(len(answers))
+        bar.close()
         return results
 
-    def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """Log-probability of `continuation` behind `context`, and whether greedy decoding would write it."""
-        count = len(continuation)
-        if count >= self.max_length:
-            raise InputError(f"{self.model.name}: a continuation of {count} tokens does not fit {self.max_length}")
+    def _scores(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation behind `context`, and whether greedy decoding would write it."""
+        longest = max(len(continuation) for continuation in continuations)
+        if longest >= self.max_length:
+            raise InputError(f"{self.model.name}: a continuation of {longest} tokens does not fit {self.max_length}")
         # The model puts BOS in front itself.
         if self.model.bos_id is not None and list(context[:1]) == [self.model.bos_id]:
             context = context[1:]
-        ids = [*context, *continuation][-self.max_length :]
-        rows = torch.log_softmax(self.model.logits(ids)[-count:].float(), dim=-1)
-        wanted = torch.tensor(list(continuation))
-        return float(rows.gather(1, wanted[:, None]).sum()), bool((rows.argmax(1) == wanted).all())
+        if len(context) + longest > self.max_length and len(continuations) > 1:
+            # Cut contexts differ with the continuation's length.
+            return [self._scores(context, [continuation])[0] for continuation in continuations]
+        context = context[-(self.max_length - longest) :]
+        return [
+            _summed(rows, continuation)
+            for rows, continuation in zip(self.model.branch_logits(context, continuations), continuations, strict=True)
+        ]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         results = []
@@ -148,3 +162,10 @@ class MobileicsaLM(TemplateLM):  # type: ignore[misc]
             pass
         cuts = [written.index(stop) for stop in stops if stop in written]
         return written[: min(cuts)] if cuts else written
+
+
+def _summed(logits: Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
+    """Summed log-probability of `tokens` (n) under logits (n, vocab), and whether each is its row's largest."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    wanted = torch.tensor(list(tokens))
+    return float(log_p.gather(1, wanted[:, None]).sum()), bool((log_p.argmax(1) == wanted).all())

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobileicsa.core.target import Target
-from mobileicsa.models.decoder import Decoder
+from mobileicsa.models.branches import branch_logits
+from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
 from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
@@ -53,6 +54,13 @@ class SimulatorSession:
         """Logits (1, T, vocab) of a whole sequence in one pass, for measuring accuracy quickly."""
         logits: Tensor = self.decoder(ids, prefix)[0]
         return logits.to(torch.float32)
+
+    @torch.no_grad()
+    def branch_logits(
+        self, context: Sequence[int], branches: Sequence[Sequence[int]], prefix: list[LayerCache] | None
+    ) -> list[Tensor]:
+        """As `models.branches.branch_logits`, float32: what `sequence_logits` gives for each branch by itself."""
+        return [rows.to(torch.float32) for rows in branch_logits(self.decoder, context, branches, prefix)]
 
     def close(self) -> None:
         self.methods = {}

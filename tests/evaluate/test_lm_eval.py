@@ -56,8 +56,16 @@ def test_an_empty_context_is_scored_behind_bos(float_lm: MobileicsaLM) -> None:
 def test_greedy_is_true_for_what_the_model_would_write(lm: MobileicsaLM) -> None:
     ids = lm.model.generate("The fox", max_new_tokens=1).token_ids
     context = lm.tokenizer.encode("The fox")
-    assert lm._score(context, ids)[1]
-    assert not lm._score(context, [(ids[0] + 1) % 256])[1]
+    assert lm._scores(context, [ids])[0][1]
+    assert not lm._scores(context, [[(ids[0] + 1) % 256]])[0][1]
+
+
+@pytest.mark.parametrize("context", ["The fox", "", "The quick brown fox jumps over the lazy dog. " * 3])
+def test_endings_of_one_context_score_as_each_alone(lm: MobileicsaLM, context: str) -> None:
+    texts = [(context, " jumps"), (context, " sleeps all day"), ("A dog", " barks"), (context, "s")]
+    requests = [request("loglikelihood", *pair) for pair in texts]
+    alone = [lm.loglikelihood([one], disable_tqdm=True)[0] for one in requests]
+    assert lm.loglikelihood(requests, disable_tqdm=True) == alone
 
 
 def test_rolling_loglikelihood_scores_every_token_once(float_lm: MobileicsaLM) -> None:
