@@ -70,6 +70,8 @@ bench: setup $(BENCH_WORK)/trained/training.json
 	$(BIN)/python -m benchmarks.accuracy.zero_shot --work $(BENCH_WORK) --limit 200
 	$(BIN)/python -m benchmarks.accuracy.run --work $(BENCH_WORK) --windows 80 \
 	  --model $(BENCH_WORK)/trained --name small-llama
+	$(BIN)/python -m benchmarks.accuracy.ablation --work $(BENCH_WORK) --windows 80 \
+	  --model $(BENCH_WORK)/trained --name small-llama
 	$(BIN)/python -m benchmarks.tables
 
 docs: setup

@@ -159,7 +159,23 @@ def _percent(value: float, stderr: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} ± {100 * stderr:.1f}"
 
 
+def ablation(result: dict[str, Any]) -> list[str]:
+    """Perplexity over float with single parts off."""
+    lines = [
+        f"{result['model']}, W4A8, the texts and windows of the tables above.",
+        "",
+        "| | WikiText-2 | Tiny Shakespeare | time |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        ratios = [f"{row['texts'][text]['ratio']:.3f}×" for text in ("wikitext2", "shakespeare")]
+        minutes = f"{row['quantize_s'] / 60:.1f} min"
+        lines.append(f"| {' | '.join([row['name'], *ratios, minutes])} |")
+    return lines
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "ablation": ("ablation-small-llama", ablation),
     "accuracy": ("route-smollm2-135m", accuracy),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),

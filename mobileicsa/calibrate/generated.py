@@ -11,7 +11,6 @@ from mobileicsa.core.errors import InputError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder, LayerCache
 
-
 # Texts written side by side: more of them make caches that are slow to grow (new pages for every token), fewer read the
 # weights too often.
 GROUP = 64
