@@ -28,7 +28,7 @@ CANDIDATES = 16
 SCREEN_SAMPLES, SCREEN_LENGTH, FINALISTS = 4, 128, 4
 SAMPLES = 16
 # A further token must take away this share of the noise, for it costs a cache slot.
-MIN_GAIN = 0.02
+MIN_GAIN = 0.01
 
 
 @dataclass(frozen=True)
