@@ -21,7 +21,7 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     windows = windows_of(plan.recipe)
     steps = [("calibration text", 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights)]
     if plan.recipe.prefix_tokens:
-        steps.append(("sink prefix", 30.0 * weights))
+        steps.append(("sink prefix", 100.0 * weights))
     layers = plan.spec.num_layers
     work = {"off": 1.0, "fixed": 1.5, "search": 4.0}[plan.recipe.smoothing]
     work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
