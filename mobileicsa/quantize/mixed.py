@@ -71,7 +71,7 @@ def chosen(
         for name, plain in sensitivity.plain.items()
     ]
     losses = [
-        of_edges * sensitivity.edges + of_weights * sum(found.values())
+        sensitivity.prefix + of_edges * sensitivity.edges + of_weights * sum(found.values())
         for found in (sensitivity.plain, sensitivity.promoted)
     ]
     least = packed_bytes(spec, bits_of(spec, scheme))
@@ -95,6 +95,7 @@ def chosen(
             "packed_bytes_most": packed_bytes(spec, bits_of(spec, scheme, list(sensitivity.plain))),
             "candidates": len(candidates),
             "promoted": [{"weight": c.name, "saving": c.saving, "bytes": c.cost} for c in promoted],
+            "losses": {"edges": of_edges * sensitivity.edges, "prefix": sensitivity.prefix},
             "predicted_increase": increase_of(loss),
             "predicted_increase_least": increase_of(losses[1]),
             "predicted_increase_most": increase_of(losses[0]),
@@ -105,7 +106,7 @@ def chosen(
 
 def _shortfall(limits: Limits, loss: float, every: bool) -> str:
     if every:
-        reason = "even with every linear at 8 bits: the rest comes from activations"
+        reason = "even with every linear at 8 bits: the rest comes from activations and prefix"
     else:
         reason = f"with what --budget-bytes {limits.budget_bytes} holds"
     return f"--max-ppl-increase {limits.max_ppl_increase:g}: {increase_of(loss):.3g} is expected {reason}"

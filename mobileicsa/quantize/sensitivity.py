@@ -3,7 +3,7 @@
 With a rounding error e added to a linear's output y, KL is about half of sum_i E[g_i^2] E[e_i^2], where g is the
 gradient of log p(token) for tokens drawn from the model's own prediction: the diagonal of the Fisher information, of
 outputs (as K-FAC, arXiv 1503.05671). E[e^2] follows from the weight's rounding error and the inputs' second moments.
-The model runs forward twice and backward once.
+The model runs forward three times and backward once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ WINDOWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """Expected losses, KL in nats a token: of each weight at the scheme's bits and promoted, and of all 8-bit edges.
+    """Expected losses, KL in nats a token: of each weight at the scheme's bits and promoted, of all 8-bit edges, and
+    of the prefix, behind which the float model itself says something else.
 
     What the table and the head cost at their 8 bits, and 16-bit edges, is left out: next to nothing.
     """
@@ -43,6 +44,7 @@ class Sensitivity:
     plain: dict[str, float]
     promoted: dict[str, float]
     edges: float
+    prefix: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,9 +76,9 @@ def measure(
         assert isinstance(layer, DecoderLayer)
         stream, cache = _pass(spec, index, layer, stream, scheme, recipe, errors, tick)
         past.append(cache)
-    gradients, noise = _gradients(model, windows, len(prefix), past, scheme, seed, tick)
+    gradients, noise, shift = _gradients(model, windows, len(prefix), past, scheme, seed, tick)
     losses = [{name: 0.5 * float(gradients[name] @ errors[name][i]) for name in promotable(spec)} for i in (0, 1)]
-    return Sensitivity(plain=losses[0], promoted=losses[1], edges=0.5 * noise)
+    return Sensitivity(plain=losses[0], promoted=losses[1], edges=0.5 * noise, prefix=shift)
 
 
 class _Hessian:
@@ -151,6 +153,8 @@ class _SensedEdge(Edge):
         self.squares = 0.0
 
     def store(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return x
         # A tensor of its own: the gradient of what reads this edge alone. The first edge is where gradients end.
         y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         y.register_hook(self._add)  # type: ignore[no-untyped-call]
@@ -175,7 +179,8 @@ class _OutputSquares:
         self.total = torch.zeros(())
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(self._add)  # type: ignore[no-untyped-call]
+        if output.requires_grad:
+            output.register_hook(self._add)  # type: ignore[no-untyped-call]
 
     def _add(self, gradient: Tensor) -> None:
         self.total = self.total + gradient.flatten(0, -2).square().sum(dim=0)
@@ -189,8 +194,9 @@ def _gradients(
     scheme: QuantScheme,
     seed: int,
     tick: Callable[[], None],
-) -> tuple[dict[str, Tensor], float]:
-    """E[g^2] (out,) a token of every promotable weight's output, and the sum of all 8-bit edges' E[g^2] E[e^2]."""
+) -> tuple[dict[str, Tensor], float, float]:
+    """E[g^2] (out,) a token of every promotable weight's output, the sum of all 8-bit edges' E[g^2] E[e^2], and KL of
+    the float model to itself behind a prefix of `start` tokens."""
     sensed: dict[str, _SensedEdge] = {}
 
     def sense(name: str, edge: Edge) -> Edge:
@@ -204,6 +210,7 @@ def _gradients(
     for name, hook in outputs.items():
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(hook)
     random = torch.Generator().manual_seed(seed)
+    shift = 0.0
     ropes, masks = positions_for(model.spec, start, windows.shape[1])
     for window in windows:
         with torch.enable_grad():
@@ -213,7 +220,23 @@ def _gradients(
         drawn = torch.multinomial(probabilities, 1, generator=random)
         # The gradient of the sum over positions of log p(drawn token).
         logits.backward(probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype)))
+        if start:
+            shift += float(_divergence(_plain_logits(model, window), logits.detach()))
         tick()
     tokens = windows.numel()
     noise = sum(edge.noise(8) for edge in sensed.values() if scheme.bits(edge.role) == 8)
-    return {name: output.total / tokens for name, output in outputs.items()}, noise / tokens
+    return {name: output.total / tokens for name, output in outputs.items()}, noise / tokens, shift / tokens
+
+
+def _plain_logits(model: Decoder, window: Tensor) -> Tensor:
+    """What the model says behind each token of a window (T,) that follows BOS alone, if there is one."""
+    bos = model.spec.bos_id
+    fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
+    logits: Tensor = model(fed[None])[0][0, -len(window) :]
+    return logits
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Sum over rows of KL(softmax(logits) || softmax(others))."""
+    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(others, dim=-1)
+    return (ours.exp() * (ours - theirs)).sum()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from mobileicsa.core.scheme import find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.models.load import FloatWeights, read_spec
+from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.pipeline import Result, quantize_model
 from mobileicsa.quantize.recipe import Learning, Recipe
 
@@ -56,8 +59,11 @@ def quantized(
     scheme: str = "w4a8",
     store: Memory | None = None,
     prefix_tokens: int = 1,
+    limits: Limits | None = None,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Result:
-    recipe = Recipe(name="tiny", prefix_tokens=prefix_tokens, ranges="mse", weights="gptq", learn=learn)
+    given = {"prefix_tokens": prefix_tokens, "ranges": "mse", "weights": "gptq", "learn": learn, **fields}
+    recipe = Recipe(name="tiny", **given)
     return quantize_model(
         spec,
         weights,
@@ -67,4 +73,5 @@ def quantized(
         store=store or Memory(),
         identity="tiny",
         progress=Silent(),
+        limits=limits,
     )
