@@ -18,6 +18,7 @@ from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.calibrate.generated import generate_windows
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import load_decoder
+from mobileicsa.quantize.budget import increase_of
 from mobileicsa.quantize.steps import Progress, StageStore
 
 WINDOWS, LENGTH = 8, 256
@@ -48,16 +49,16 @@ def measure_increase(
     model.close()
     after = torch.stack(rows).double()
     change = after - before
-    ratio = math.exp(float(change.mean()))
+    increase = increase_of(float(change.mean()))
     limit = None if plan.limits is None else plan.limits.max_ppl_increase
-    met = None if limit is None else ratio - 1 <= limit
+    met = None if limit is None else increase <= limit
     if met is False:
-        log.warning("--max-ppl-increase %g: %.3g was measured on held-out text", limit, ratio - 1)
+        log.warning("--max-ppl-increase %g: %.3g was measured on held-out text", limit, increase)
     return {
-        "float_perplexity": math.exp(float(before.mean())),
-        "perplexity": math.exp(float(after.mean())),
-        "increase": ratio - 1,
-        "standard_error": ratio * float(change.std()) / math.sqrt(change.numel()),
+        "float_perplexity": 1 + increase_of(float(before.mean())),
+        "perplexity": 1 + increase_of(float(after.mean())),
+        "increase": increase,
+        "standard_error": (1 + increase) * float(change.std()) / math.sqrt(change.numel()),
         "windows": windows.shape[0],
         "tokens": change.numel(),
         "met": met,

@@ -48,9 +48,9 @@ class QuantPlan:
 
     @property
     def promoted(self) -> list[str]:
-        """Names of the weights in the blocks that have more bits than the scheme gives them."""
+        """Names, sorted, of the weights in the blocks that have more bits than the scheme gives them."""
         more = (name for name, weight in self.weights.items() if weight.bits > self.scheme.weight_bits)
-        return [name for name in more if name.startswith("layers.")]
+        return sorted(name for name in more if name.startswith("layers."))
 
     def to_json(self) -> dict[str, Any]:
         return {

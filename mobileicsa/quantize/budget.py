@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 
 from mobileicsa.core.errors import UsageError
 
+# Nats a token: a model that loses more says nothing any more, and an estimate may exceed what a float can raise e to.
+LARGEST_LOSS = 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -70,9 +73,9 @@ def choose(
 def increase_of(loss: float) -> float:
     """What a loss (KL to the float model, nats a token) adds to perplexity on text of the float model itself, there
     exactly: 0.1 is a tenth more."""
-    return math.expm1(loss)
+    return math.expm1(min(loss, LARGEST_LOSS))
 
 
 def loss_of(increase: float) -> float:
-    """The inverse of `increase_of`."""
+    """The inverse of `increase_of` below LARGEST_LOSS."""
     return math.log1p(increase)

@@ -7,6 +7,8 @@ from typing import Any
 
 from mobileicsa.report.words import share
 
+LARGEST_SHOWN = 100.0  # an increase beyond it is only said to be so
+
 
 def mixed_facts(mixed: dict[str, Any] | None, size: Callable[[float], str | None]) -> list[tuple[str, str | None]]:
     """Names and values, in order; nothing for a run without limits. `size` puts bytes in words."""
@@ -24,17 +26,21 @@ def mixed_facts(mixed: dict[str, Any] | None, size: Callable[[float], str | None
         ("packed weights", f"{size(mixed['packed_bytes'])} ({size(least)} without, {size(all_wide)} with all)"),
         (
             "expected loss",
-            f"{share(mixed['predicted_increase'])} more perplexity ({share(bounds[0])} without, {share(bounds[1])} "
+            f"{_more(mixed['predicted_increase'])} more perplexity ({_more(bounds[0])} without, {_more(bounds[1])} "
             "with all)",
         ),
         (
             "measured loss",
-            f"{share(measured['increase'])} ± {share(measured['standard_error'])} more perplexity, on "
+            f"{_more(measured['increase'])} ± {_more(measured['standard_error'])} more perplexity, on "
             f"{measured['tokens']:,} tokens that the float model wrote with another seed"
             + ("" if measured["met"] is not False else ": more than the limit"),
         ),
         ("shortfall", mixed["shortfall"]),
     ]
+
+
+def _more(increase: float) -> str:
+    return share(increase) if increase < LARGEST_SHOWN else f"over {share(LARGEST_SHOWN, 0)}"
 
 
 def promoted_layers(names: Iterable[str]) -> dict[str, list[int]]:
