@@ -21,8 +21,7 @@ EXAMPLES = """
   mobileicsa quantize --model org/model@v1.0 --scheme w8a8 --output out
   mobileicsa quantize --model ./m --scheme w4a8 --output out --dry-run
   mobileicsa quantize --model ./m --scheme w4a8 --output out --resume
-  mobileicsa quantize --model ./m --scheme w4a8 --output out --budget-bytes 80000000
-  mobileicsa quantize --model ./m --scheme w4a8 --output out --max-ppl-increase 0.1
+  mobileicsa quantize --model m --scheme w4a8 --output o --max-ppl-increase .1
   mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe minmax
   mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
 """

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_learning import Memory, quantized, tiny_weights, windows
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobileicsa.core.scheme import find_scheme
-from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.spec import LayerSpec, ModelSpec
+from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.simulator import prepare_for_eager
 from mobileicsa.quantize.budget import Limits
+from mobileicsa.quantize.distill import float_targets, loss_of
 from mobileicsa.quantize.mixed import chosen
 from mobileicsa.quantize.packed import PROMOTED_BITS, bits_of, packed_bytes, promotable, weight_shapes
 from mobileicsa.quantize.pipeline import Result
@@ -94,8 +97,6 @@ def test_more_bytes_promote_more_and_lose_less(tmp_path: Path) -> None:
 @torch.no_grad()
 def _divergence(result: Result, weights: FloatWeights) -> float:
     """KL of the exported program to the float model behind the same prefix, on windows that nothing has seen."""
-    from mobileicsa.quantize.distill import float_targets, loss_of
-
     base = Base(result.plan, result.tensors, {name: result.tensors[name].float() for name in result.plan.weights})
     ids = torch.randint(3, 259, (8, 20), generator=torch.Generator().manual_seed(77))
     return float(loss_of(Student(base, Learning()), ids, float_targets(base, weights, ids, "logits", lambda: None)))
@@ -221,3 +222,39 @@ def test_the_names_are_those_of_the_decoder(tmp_path: Path) -> None:
     names = set(weight_shapes(spec))
     assert names - set(promotable(spec)) == {"embed.weight", "head.proj.weight"}
     assert set(bits_of(spec, W4A8, promotable(spec)).values()) == {PROMOTED_BITS}
+
+
+PARALLEL: dict[str, Any] = {"norm": "layer", "norm_bias": True, "qkv_bias": True, "parallel_residual": True}
+POSTED: dict[str, Any] = {
+    "post_norm": True,
+    "embed_scale": 4.0,
+    "attention_softcap": 20.0,
+    "logit_softcap": 10.0,
+    "layers": (LayerSpec(sliding_window=5), LayerSpec()),
+}
+
+
+@pytest.mark.parametrize("changes", [PARALLEL, POSTED], ids=["parallel residual", "norms behind, windows, caps"])
+def test_other_kinds_of_blocks_are_mixed_too(changes: dict[str, Any], tmp_path: Path) -> None:
+    spec = replace(tiny_weights(tmp_path)[0], **changes)
+    result = quantized(spec, OwnWeights(spec), limits=half(spec), fields={"smoothing": "search"})
+    assert result.report["mixed"]["packed_bytes"] <= half(spec).budget_bytes
+    assert {weight.bits for name, weight in result.plan.weights.items() if name.startswith("layers.")} == {4, 8}
+
+
+class OwnWeights:
+    """A decoder's own random weights as a source."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.decoder = Decoder(spec, primitive=False)
+        random = torch.Generator().manual_seed(1)
+        for name, parameter in self.decoder.named_parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=random) + ("norm.weight" in name)
+        if spec.tied_head:
+            self.decoder.head.proj.weight = self.decoder.embed.weight
+
+    def get(self, name: str) -> Tensor:
+        return self.decoder.get_parameter(name).detach().clone()
+
+    def fill(self, module: nn.Module, prefix: str) -> None:
+        module.load_state_dict({name: self.get(prefix + name) for name in module.state_dict()}, assign=True)

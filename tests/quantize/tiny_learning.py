@@ -11,6 +11,7 @@ import torch
 from tiny_artifact import Silent, write_checkpoint
 from torch import Tensor
 
+from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.scheme import find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.checkpoint import open_checkpoint
@@ -54,7 +55,7 @@ def windows(count: int = 96, length: int = 20, vocab: int = 259) -> Tensor:
 
 def quantized(
     spec: ModelSpec,
-    weights: FloatWeights,
+    weights: WeightSource,
     *learn: Learning,
     scheme: str = "w4a8",
     store: Memory | None = None,
