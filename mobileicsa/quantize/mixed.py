@@ -79,7 +79,9 @@ def chosen(
     spare = None if limits.budget_bytes is None else limits.budget_bytes - least
     promoted = choose(candidates, loss=losses[0], spare_bytes=spare, loss_target=target)
     names = frozenset(candidate.name for candidate in promoted)
-    loss = losses[0] - sum(candidate.saving for candidate in promoted)
+    loss = losses[0]
+    for candidate in promoted:  # one by one, as `choose` does: a sum may round to the other side of the target
+        loss -= candidate.saving
     shortfall = None
     if target is not None and loss > target:
         every = limits.budget_bytes is None or len(promoted) == len(by_worth(candidates))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.calibrate.stream import Stream, WeightSource, run_content, run_prefix
+from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
@@ -115,6 +116,8 @@ def _pass(
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
     for hook in hooks:
         hook.remove()
+    if not bool(torch.isfinite(content).all()):
+        raise InputError(f"layers.{index}: the float model's output is NaN or infinite", hint="are the weights intact?")
     path = f"layers.{index}"
     encodings = [weight_encodings(path, scheme, promoted) for promoted in ((), promotable(spec))]
     for group in GROUPS:

@@ -170,6 +170,7 @@ def test_the_report_states_what_was_expected_and_what_was_measured(made: Path, c
     assert 'id="mixed"' in page
     assert "more than the limit" in page
     assert f"--budget-bytes {BUDGET} --max-ppl-increase 0.0001" in page
+    assert f"{len(mixed['promoted'])} of 14 linears have 8-bit weights" in (made / "README.md").read_text()
     document = command("inspect", made, "--json").json
     assert document["census"]["packed_weights_bytes"] == mixed["packed_bytes"]
     layers = sum(len(found) for found in document["promoted"].values())
