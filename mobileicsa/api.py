@@ -27,7 +27,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantise `model` (name, folder, GGUF file or hub id) into the artifact folder `output`; returns its report.
 
-    `options` are the further fields of `BuildOptions` (recipe, calibration, effort, targets, seed, resume, ...).
+    `options` are the further fields of `BuildOptions` (recipe, calibration, effort, targets, seed, resume,
+    budget_bytes, max_ppl_increase, ...).
     """
     if options.get("calibration") is not None:
         options["calibration"] = Path(options["calibration"])

@@ -19,6 +19,7 @@ from torch import Tensor
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.calibration import calibration_windows
 from mobileicsa.artifact.golden import record, record_greedy
+from mobileicsa.artifact.held_out import measure_increase
 from mobileicsa.artifact.manifest import write_manifest
 from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
 from mobileicsa.artifact.plan_build import BuildPlan
@@ -95,6 +96,8 @@ class _Build:
         self._write_model(result)
         exported = self._export(FrozenModel(result.plan, result.tensors))
         self._write_rest(result)
+        if plan.limits is not None:
+            result.report["mixed"]["measured"] = self._timed("held-out perplexity", self._increase)
         self._timed("golden vectors", self._golden)
         return self._report(result, calibration, exported, tokenizer)
 
@@ -129,6 +132,7 @@ class _Build:
             identity=plan.checkpoint.identity,
             progress=self.progress,
             seed=plan.options.seed,
+            limits=plan.limits,
         )
 
     def _write_model(self, result: Result) -> None:
@@ -180,6 +184,7 @@ class _Build:
                 "version": version("mobileicsa"),
                 "scheme": plan.scheme.name,
                 "weight_bits": plan.scheme.weight_bits,
+                "promoted_to_8_bits": result.plan.promoted,
                 "ignore": [],
             },
         }
@@ -187,10 +192,16 @@ class _Build:
         text = yaml.safe_dump(plan.recipe.model_dump(mode="json"), sort_keys=True)
         self.staging.write_bytes(layout.RECIPE, text.encode())
 
+    def _simulator(self) -> QuantizedModel:
+        """Read back from the files, as a user's runs will be."""
+        return QuantizedModel.unfinished(self.staging.folder, self.plan.targets[0])
+
+    def _increase(self) -> dict[str, Any]:
+        return measure_increase(self.plan, self.staging.stages, self._simulator, self.progress)
+
     def _golden(self) -> None:
         tick = self.progress.step("golden vectors", 2)
-        # Read back from the files, as a user's runs will be.
-        simulator = QuantizedModel.unfinished(self.staging.folder, self.plan.targets[0])
+        simulator = self._simulator()
         self.staging.write_tensors(layout.GOLDEN, record(simulator))
         tick()
         self.staging.write_json(layout.GREEDY, {"prompts": record_greedy(simulator)})
@@ -230,6 +241,7 @@ class _Build:
             "weights": result.report["weights"],
             "smoothing": result.report["smoothing"],
             "learning": result.report.get("learning"),
+            "mixed": result.report.get("mixed"),
             "targets": exported,
             "default_target": plan.targets[0].name,
             "sizes": {

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.recipe import windows_of
+from mobileicsa.quantize.sensitivity import WINDOWS
 
 if TYPE_CHECKING:
     from mobileicsa.artifact.plan_build import BuildPlan
@@ -22,6 +23,8 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     steps = [("calibration text", 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights)]
     if plan.recipe.prefix_tokens:
         steps.append(("sink prefix", 100.0 * weights))
+    if plan.limits is not None:
+        steps.append(("sensitivity", 4.0 * weights * min(amount.samples, WINDOWS)))
     layers = plan.spec.num_layers
     work = {"off": 1.0, "fixed": 1.5, "search": 4.0}[plan.recipe.smoothing]
     work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
@@ -36,4 +39,6 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
         steps.append(("ranges after learning", 30.0 * weights))
     for target in plan.targets:
         steps += [(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
+    if plan.limits is not None:
+        steps += [("held-out text", 40.0 * weights), ("held-out perplexity", 15.0 * weights)]
     return [*steps, ("golden vectors", 30.0 * weights)]

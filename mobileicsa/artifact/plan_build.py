@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact.duration import expected_seconds
+from mobileicsa.artifact.effort import fitting_recipe, scaled
+from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
@@ -28,10 +29,10 @@ from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, find_target
+from mobileicsa.quantize.budget import Limits
+from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe, stages_for, windows_of
 
-# Factor on the recipe's calibration windows and learning steps.
-EFFORTS = {"fast": 0.25, "default": 1.0, "best": 4.0}
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
 # By bits of the weights: 4-bit ones need learning, which takes most of a run; 8-bit ones lose little without.
@@ -56,6 +57,8 @@ class BuildOptions:
     overwrite: bool = False
     resume: bool = False
     strict: bool = False
+    budget_bytes: int | None = None  # 4-bit schemes only, as the next
+    max_ppl_increase: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class BuildPlan:
     spec: ModelSpec
     scheme: QuantScheme
     recipe: Recipe
+    limits: Limits | None
+    packed: PackedSize
     targets: tuple[Target, ...]
     calibration_text: str | None
     unread_tensors: list[str]
@@ -82,6 +87,7 @@ class BuildPlan:
             "layers": self.spec.num_layers,
             "scheme": self.scheme.to_json(),
             "recipe": self.recipe.model_dump(mode="json"),
+            "limits": None if self.limits is None else self.limits.to_json(),
             "calibration": str(self.options.calibration) if self.options.calibration else "self-generated",
             "targets": {target.name: list(target.backends) for target in self.targets},
             "output": str(self.options.output),
@@ -89,6 +95,7 @@ class BuildPlan:
                 "seconds_on_two_cores": round(sum(seconds for _, seconds in expected_seconds(self))),
                 "peak_memory_bytes": self.memory_bytes,
                 "disk_bytes": self.disk_bytes,
+                "packed_weights_bytes": {"least": self.packed.least, "most": self.packed.most},
                 "available_memory_bytes": available_memory(),
                 "free_disk_bytes": free_disk(self.options.output),
             },
@@ -102,19 +109,24 @@ class BuildPlan:
         steps = ["calibration text: " + ("from file" if self.options.calibration else "written by the model itself")]
         if self.recipe.prefix_tokens:
             steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
+        if self.limits is not None:
+            steps.append("measure what 4 bits cost each linear, give 8 to those that gain most for a byte")
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
         scopes = {"block": "in each block", "model": "end to end"}
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
         for target in self.targets:
             steps += [f"write {backend} for {target.name}" for backend in target.backends]
+        if self.limits is not None:
+            steps.append("measure perplexity on held-out text that the model writes")
         return [*steps, "record golden vectors", "write report, model card and manifest"]
 
 
 def plan_build(options: BuildOptions) -> BuildPlan:
     """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
+    limits = limits_for(scheme, options.budget_bytes, options.max_ppl_increase)
     chosen = options.recipe or DEFAULT_RECIPES[scheme.weight_bits]
-    recipe = _scaled(stages_for(load_recipe(chosen, options.overrides), scheme), options.effort)
+    recipe = scaled(stages_for(load_recipe(chosen, options.overrides), scheme), options.effort)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
     targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))
@@ -126,13 +138,14 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
     special = _check_tokenizer(checkpoint, spec, options.strict)
-    recipe, notes = _fitting_recipe(recipe, spec)
+    recipe, notes = fitting_recipe(recipe, spec)
     unread = check_tensors(spec, checkpoint.tensors)
     if unread and options.strict:
         raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
-    _check_accumulators(spec, scheme)
+    packed, size_notes = forecast(spec, scheme, recipe, limits)
+    _check_accumulators(spec, scheme, limits)
     targets = tuple(_fitting(target, spec) for target in targets)
-    memory, disk = _estimate(spec, recipe, scheme, targets)
+    memory, disk = _estimate(spec, recipe, limits, targets)
     _check_machine(options.output, memory, disk)
     _check_finite(checkpoint, unread)
     return BuildPlan(
@@ -141,13 +154,15 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         spec=spec,
         scheme=scheme,
         recipe=recipe,
+        limits=limits,
+        packed=packed,
         targets=targets,
         calibration_text=text,
         unread_tensors=unread,
         memory_bytes=memory,
         disk_bytes=disk,
-        run_id=_run_id(options, checkpoint, scheme, recipe, targets, text),
-        notes=special + notes,
+        run_id=_run_id(options, checkpoint, scheme, recipe, limits, targets, text),
+        notes=special + notes + size_notes,
     )
 
 
@@ -176,34 +191,6 @@ def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec, strict: bool) -> l
     return notes
 
 
-def _fitting_recipe(recipe: Recipe, spec: ModelSpec) -> tuple[Recipe, list[str]]:
-    """The recipe with windows that fit the model's context behind the longest prefix, and a note if they were cut."""
-    longest = max(spec.max_context - recipe.prefix_tokens, 2)
-    length = recipe.calibration.length
-    if length <= longest:
-        return recipe, []
-    calibration = recipe.calibration.model_copy(update={"length": longest})
-    note = f"calibration.length {length} shortened to {longest}: the model's context is {spec.max_context}"
-    log.warning("%s", note)
-    return recipe.model_copy(update={"calibration": calibration}), [note]
-
-
-def _scaled(recipe: Recipe, effort: str) -> Recipe:
-    if effort not in EFFORTS:
-        near = difflib.get_close_matches(effort, EFFORTS, n=1)
-        raise UsageError(
-            f"--effort {effort}: unknown; efforts are {', '.join(EFFORTS)}",
-            hint=f"did you mean {near[0]}?" if near else None,
-        )
-    factor, amount = EFFORTS[effort], recipe.calibration
-    windows = {
-        "samples": max(1, round(amount.samples * factor)),
-        "learning_samples": round(amount.learning_samples * factor),
-    }
-    learn = [stage.model_copy(update={"steps": max(1, round(stage.steps * factor))}) for stage in recipe.learn]
-    return recipe.model_copy(update={"calibration": amount.model_copy(update=windows), "learn": tuple(learn)})
-
-
 def _check_backends(targets: tuple[Target, ...]) -> None:
     known = backends()
     for target in targets:
@@ -213,13 +200,14 @@ def _check_backends(targets: tuple[Target, ...]) -> None:
                 raise EnvironmentFault(f"--target {target.name} needs {name}: {reason}")
 
 
-def _check_accumulators(spec: ModelSpec, scheme: QuantScheme) -> None:
+def _check_accumulators(spec: ModelSpec, scheme: QuantScheme, limits: Limits | None) -> None:
     """The largest sum of any linear must fit int32: K activations of at most 255 steps times the largest weight code.
 
     16-bit activations are summed a byte at a time, so that the same bound holds for them.
     """
     inner = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    for part, products, bits in (("layers", inner, scheme.weight_bits), ("head", spec.hidden_size, scheme.head_bits)):
+    inner_bits = scheme.weight_bits if limits is None else PROMOTED_BITS
+    for part, products, bits in (("layers", inner, inner_bits), ("head", spec.hidden_size, scheme.head_bits)):
         largest = -WeightEncoding(bits=bits, narrow=scheme.narrow_weights).qmin
         if products * ACTIVATION_STEPS * largest > INT32_MAX:
             raise SchemeError(
@@ -242,7 +230,7 @@ def _fitting(target: Target, spec: ModelSpec) -> Target:
     return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
 
 
-def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tuple[Target, ...]) -> tuple[int, int]:
+def _estimate(spec: ModelSpec, recipe: Recipe, limits: Limits | None, targets: tuple[Target, ...]) -> tuple[int, int]:
     """Peak memory and disk in bytes, from counts alone."""
     table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
     integers = spec.decoder_weight_count + table
@@ -252,7 +240,8 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
     quantizing = integers + 6 * block + 3 * hidden
     exporting = integers * 5
     learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
-    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting, *learning)
+    sensing = [] if limits is None else [integers * 4 + _backward_memory(spec, recipe.calibration.length)]
+    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting, *sensing, *learning)
     copies = 1 + sum(len(target.backends) for target in targets)
     # Learning keeps the real weights, and those that a latent stage has learned, until the run is done.
     kept = 4 * spec.decoder_weight_count * (1 + len(recipe.learn)) if recipe.learn else 0
@@ -263,9 +252,14 @@ def _estimate(spec: ModelSpec, recipe: Recipe, scheme: QuantScheme, targets: tup
 def _learning_memory(spec: ModelSpec, learning: Learning, length: int, integers: int) -> int:
     """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes."""
     copies = 7 if learning.weights == "latent" else 3
+    return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * _backward_memory(spec, length)
+
+
+def _backward_memory(spec: ModelSpec, length: int) -> int:
+    """What one window keeps for its backward pass."""
     kept = length * (8 * spec.hidden_size + 10 * spec.intermediate_size + 6 * spec.num_heads * length) * 4
     logits = length * spec.vocab_size * 4 * 4
-    return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * (kept * spec.num_layers + logits)
+    return kept * spec.num_layers + logits
 
 
 def _check_machine(output: Path, memory: int, disk: int) -> None:
@@ -283,6 +277,7 @@ def _run_id(
     checkpoint: Checkpoint,
     scheme: QuantScheme,
     recipe: Recipe,
+    limits: Limits | None,
     targets: tuple[Target, ...],
     text: str | None,
 ) -> str:
@@ -295,5 +290,6 @@ def _run_id(
         # Results of another version must not be mixed with ours.
         [f"{package} {version(package)}" for package in ("mobileicsa", "torch")],
         None if text is None else sha256_bytes(text.encode()),
+        *([] if limits is None else [limits.to_json()]),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -44,7 +44,8 @@ def inspect(
 
 
 def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
-    from mobileicsa.cli.tables import show_facts, show_table
+    from mobileicsa.cli.tables import show_facts, show_table, size
+    from mobileicsa.report.mixed import mixed_facts, spans
 
     model, census = document["model"], document["census"]
     show_facts(
@@ -54,7 +55,13 @@ def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
             ("model", f"{model['name']} ({model['model_type']}, {model['layers']} layers)"),
             ("scheme", document["scheme"]),
             ("prefix", f"token ids {document['prefix_ids']}" if document["prefix_ids"] else "none"),
-            ("weights", f"{_counts(census['weights'])} tensors; {census['decoder_weights']:,} values in the decoder"),
+            (
+                "weights",
+                f"{_counts(census['weights'])} tensors, {size(census['packed_weights_bytes'])} packed; "
+                f"{census['decoder_weights']:,} values in the decoder",
+            ),
+            *mixed_facts(document["mixed"], size),
+            *((f"int8 {path}", f"layers {spans(layers)}") for path, layers in document["promoted"].items()),
             ("edges", f"{_counts(census['edges'])} encodings"),
         ],
     )

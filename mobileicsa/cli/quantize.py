@@ -21,6 +21,7 @@ EXAMPLES = """
   mobileicsa quantize --model org/model@v1.0 --scheme w8a8 --output out
   mobileicsa quantize --model ./m --scheme w4a8 --output out --dry-run
   mobileicsa quantize --model ./m --scheme w4a8 --output out --resume
+  mobileicsa quantize --model m --scheme w4a8 --output o --max-ppl-increase .1
   mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe minmax
   mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
 """
@@ -71,6 +72,23 @@ def quantize(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Seed of self-generated calibration text.")
     ] = None,
+    budget_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--budget-bytes",
+            metavar="N",
+            help="4-bit schemes: linears that gain most get 8 bits, as many as packed weights of N bytes hold.",
+        ),
+    ] = None,
+    max_ppl_increase: Annotated[
+        float | None,
+        typer.Option(
+            "--max-ppl-increase",
+            metavar="X",
+            help="4-bit schemes: 8 bits for as many linears as it takes to lose no more than X, e.g. 0.1 for a tenth "
+            "more perplexity; --budget-bytes comes first.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -92,6 +110,8 @@ def quantize(
         "calibration": calibration,
         "effort": effort,
         "seed": seed,
+        "budget_bytes": budget_bytes,
+        "max_ppl_increase": max_ppl_increase,
         "overrides": tuple(overrides) if overrides else None,
         "targets": tuple(target) if target else None,
     }
@@ -149,6 +169,7 @@ def _show_plan(console: Console, plan: dict[str, Any]) -> None:
             ("model", f"{plan['model']} ({plan['model_type']}, {plan['layers']} layers)"),
             ("scheme", scheme["name"]),
             ("weights", f"int{scheme['weight_bits']}, embedding int{scheme['embedding_bits']}"),
+            ("packed weights", _packed(estimates["packed_weights_bytes"])),
             *((f"int{bits}", ", ".join(roles)) for bits, roles in widths.items() if roles),
             ("recipe", plan["recipe"]["name"]),
             ("calibration", plan["calibration"]),
@@ -167,6 +188,14 @@ def _show_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print("nothing was written (--dry-run)")
 
 
+def _packed(found: dict[str, int]) -> str | None:
+    """The size that all packed weights will have, or can have, in words."""
+    from mobileicsa.cli.tables import size
+
+    least, most = found["least"], found["most"]
+    return size(least) if least == most else f"{size(least)} to {size(most)}, as the limits ask"
+
+
 def _of(needed: int, present: int, size: Any) -> str:
     return f"about {size(needed)} of {size(present)} free"
 
@@ -175,6 +204,7 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
     from mobileicsa.artifact import layout
     from mobileicsa.cli.progress import duration
     from mobileicsa.cli.tables import show_facts, show_table, size
+    from mobileicsa.report.mixed import mixed_facts
 
     model, prefix, calibration = report["model"], report["prefix"], report["calibration"]
     output, float_bytes = report["output"], report["sizes"]["float_bytes"]
@@ -191,6 +221,7 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
             ("calibration", f"{calibration['tokens']} tokens, {calibration['source']}"),
             ("", calibration["note"] or None),
             ("prefix", " ".join(repr(text) for text in prefix["text"]) or None),
+            *mixed_facts(report["mixed"], size),
             ("worst edge", None if worst is None else f"{worst[0]}, {worst[1]['sqnr_db']:.1f} dB"),
             ("took", duration(sum(s["seconds"] for s in stages))),
             ("peak memory", size(max(s["peak_rss_bytes"] for s in stages))),

@@ -46,6 +46,12 @@ class QuantPlan:
     prefix_ids: tuple[int, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def promoted(self) -> list[str]:
+        """Names, sorted, of the weights in the blocks that have more bits than the scheme gives them."""
+        more = (name for name, weight in self.weights.items() if weight.bits > self.scheme.weight_bits)
+        return sorted(name for name in more if name.startswith("layers."))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
 from mobileicsa.quantize.feedback import GROUPS, InputRows, round_block
 from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
+from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.ranges import edge_facts, encode_edge
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rounding import Rounded, quantize_weight, rounding_facts
@@ -70,12 +71,18 @@ def quantize_block(
     scheme: QuantScheme,
     recipe: Recipe,
     tick: Callable[[], None],
+    promoted: Collection[str] = (),
 ) -> tuple[Piece, Stream]:
-    """The quantised block and the stream behind it. `tick` is called once per batch of windows and pass."""
+    """The quantised block and the stream behind it. `tick` is called once per batch of windows and pass.
+
+    `promoted`: names of the model's weights that get 8 bits, whatever the scheme's are.
+    """
     piece = Piece()
+    prefix = f"layers.{index}"
+    weights = weight_encodings(prefix, scheme, promoted)
     next_prefix, past = run_prefix(spec, layer, stream)
     if recipe.smoothing != "off":
-        _smooth(spec, index, layer, stream, past, scheme, recipe, piece, tick)
+        _smooth(spec, index, layer, stream, past, scheme, weights, recipe, piece, tick)
         # Scaling moves range into the cached values: the prefix's rows must be those of the scaled block.
         next_prefix, past = run_prefix(spec, layer, stream)
     observed = observe(layer, stream.batches, f"layers.{index}")
@@ -86,23 +93,29 @@ def quantize_block(
     for hook in hooks:
         hook.remove()
     _observe_prefix(layer, past)
-    prefix = f"layers.{index}"
     encode_part(prefix, observed, scheme, recipe, piece)
-    weight = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
     quantized = None
     if stream.quantized is None:
-        rounded = _round(prefix, layer, inputs, weight, recipe)
+        rounded = _round(prefix, layer, inputs, weights, recipe)
     else:
         encodings = {name: piece.edges[f"{prefix}.{name}"] for name in observed}
         rounded, quantized = round_block(
-            spec, layer, inputs, stream.quantized, past, encodings, weight, recipe.asymmetric, tick
+            spec, layer, inputs, stream.quantized, past, encodings, weights, recipe.asymmetric, tick
         )
-    _keep(prefix, layer, rounded, weight, piece)
+    _keep(prefix, layer, rounded, weights, piece)
     if recipe.learn:
         names = [f"{name}.weight" for group in GROUPS for name in group]
         piece.real = {f"{prefix}.{name}": layer.get_parameter(name).data for name in names}
     _store_prefix(index, past, piece)
     return piece, Stream(content, next_prefix, quantized)
+
+
+def weight_encodings(prefix: str, scheme: QuantScheme, promoted: Collection[str]) -> dict[str, WeightEncoding]:
+    """Encoding of every linear of the block at `prefix`, by its path in the block."""
+    plain = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
+    wide = WeightEncoding(bits=PROMOTED_BITS)
+    names = [name for group in GROUPS for name in group]
+    return {name: wide if f"{prefix}.{name}.weight" in promoted else plain for name in names}
 
 
 def encode_part(
@@ -144,6 +157,7 @@ def _smooth(
     stream: Stream,
     past: LayerCache,
     scheme: QuantScheme,
+    weights: Mapping[str, WeightEncoding],
     recipe: Recipe,
     piece: Piece,
     tick: Callable[[], None],
@@ -153,7 +167,7 @@ def _smooth(
     captured = capture(layer, rows, f"layers.{index}")
     for _ in run_content(spec, layer, stream.content, past, tick):
         pass
-    choices = choose_and_apply(layer, captured, scheme, recipe.alphas, search=recipe.smoothing == "search")
+    choices = choose_and_apply(layer, captured, scheme, weights, recipe.alphas, search=recipe.smoothing == "search")
     replace_edges(layer, lambda name, edge: originals[name])
     piece.report["smoothing"] = [
         {"site": c.site, "alpha": c.alpha, "error": c.error, "error_before": c.error_before} for c in choices
@@ -170,19 +184,23 @@ def _observe_prefix(layer: DecoderLayer, past: LayerCache) -> None:
 
 
 def _round(
-    prefix: str, layer: DecoderLayer, inputs: dict[str, _InputMoments], encoding: WeightEncoding, recipe: Recipe
+    prefix: str,
+    layer: DecoderLayer,
+    inputs: dict[str, _InputMoments],
+    weights: Mapping[str, WeightEncoding],
+    recipe: Recipe,
 ) -> dict[str, Rounded]:
     rounded: dict[str, Rounded] = {}
     for group in GROUPS:
         importance = inputs[group[0]].mean if recipe.weights != "nearest" else None
         for name in group:
             weight = layer.get_parameter(f"{name}.weight")
-            rounded[name] = quantize_weight(f"{prefix}.{name}.weight", weight, encoding, importance)
+            rounded[name] = quantize_weight(f"{prefix}.{name}.weight", weight, weights[name], importance)
     return rounded
 
 
 def _keep(
-    prefix: str, layer: DecoderLayer, rounded: dict[str, Rounded], encoding: WeightEncoding, piece: Piece
+    prefix: str, layer: DecoderLayer, rounded: dict[str, Rounded], weights: Mapping[str, WeightEncoding], piece: Piece
 ) -> None:
     errors = piece.report.setdefault("weights", {})
     for name, module in layer.named_modules():
@@ -190,7 +208,7 @@ def _keep(
         if isinstance(module, Linear):
             integers, scale = rounded[name]
             piece.tensors[f"{path}.weight"], piece.tensors[f"{path}.weight.scale"] = integers, scale
-            piece.weights[f"{path}.weight"] = encoding
+            piece.weights[f"{path}.weight"] = weights[name]
             errors[f"{path}.weight"] = rounding_facts(module.weight, integers, scale)
         elif isinstance(module, Norm):
             piece.tensors[f"{path}.weight"] = module.weight.data.clone()

@@ -6,7 +6,7 @@ shared by the query heads of a group, so that grouped-query models have it too).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,18 +100,24 @@ def capture(layer: DecoderLayer, expected_rows: int, path: str) -> dict[str, Cap
 
 
 def choose_and_apply(
-    layer: DecoderLayer, captured: dict[str, CaptureEdge], scheme: QuantScheme, alphas: Sequence[float], *, search: bool
+    layer: DecoderLayer,
+    captured: dict[str, CaptureEdge],
+    scheme: QuantScheme,
+    weights: Mapping[str, WeightEncoding],
+    alphas: Sequence[float],
+    *,
+    search: bool,
 ) -> list[Choice]:
     """Scale the block's weights in place, site by site.
 
     `search` tries no scaling and every alpha and keeps the least output error of the site's consumers under the
-    scheme's own rounding; without it the first alpha is applied as SmoothQuant does (norm sites only).
+    scheme's own rounding; without it the first alpha is applied as SmoothQuant does (norm sites only). `weights`: the
+    encoding of each linear, by its path in the block.
     """
     spec = layer.spec
-    weight = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
     choices: list[Choice] = []
     for site in SITES:
-        plan = _site(site, layer, captured, spec, scheme, weight)
+        plan = _site(site, layer, captured, spec, scheme, weights)
         if plan is None or (not search and site in ("value", "product")):
             continue
         magnitude, readers, error_of, apply = plan
@@ -140,39 +146,41 @@ def _site(
     captured: dict[str, CaptureEdge],
     spec: ModelSpec,
     scheme: QuantScheme,
-    weight: WeightEncoding,
+    weights: Mapping[str, WeightEncoding],
 ) -> _Site | None:
     """(activation magnitudes, reading weights' magnitudes, error of a scale, apply a scale) of one site."""
     attn, mlp = layer.attn, layer.mlp
+    inner = {"mlp.gate_proj": mlp.gate_proj, "mlp.up_proj": mlp.up_proj}
     if site == "attention" and "attn_in" in captured:
-        readers = [attn.q_proj, attn.k_proj, attn.v_proj]
+        readers = {"attn.q_proj": attn.q_proj, "attn.k_proj": attn.k_proj, "attn.v_proj": attn.v_proj}
         if spec.parallel_residual:
-            readers += [mlp.gate_proj, mlp.up_proj]
-        return _norm_site(layer.attn_norm, readers, captured["attn_in"], scheme, weight)
+            readers |= inner
+        return _norm_site(layer.attn_norm, readers, captured["attn_in"], scheme, weights)
     if site == "mlp" and "mlp_in" in captured:
-        return _norm_site(layer.mlp_norm, [mlp.gate_proj, mlp.up_proj], captured["mlp_in"], scheme, weight)
+        return _norm_site(layer.mlp_norm, inner, captured["mlp_in"], scheme, weights)
     if site == "value":
-        return _value_site(layer, captured, spec, scheme, weight)
+        return _value_site(layer, captured, spec, scheme, weights["attn.o_proj"])
     if site == "product":
-        return _product_site(layer, captured, scheme, weight)
+        return _product_site(layer, captured, scheme, weights["mlp.down_proj"])
     return None
 
 
 def _norm_site(
     norm: Norm,
-    readers: list[Linear],
+    linears: Mapping[str, Linear],
     edge: CaptureEdge,
     scheme: QuantScheme,
-    weight: WeightEncoding,
+    weights: Mapping[str, WeightEncoding],
 ) -> _Site:
     rows = edge.rows
+    readers, encodings = list(linears.values()), [weights[name] for name in linears]
     references = [rows @ reader.weight.T for reader in readers]
 
     def error_of(scale: Tensor) -> float:
         x = edge.quantized(rows, scale, scheme.bits("norm_out"))
         return sum(
-            relative_error(x @ fake_quantize_weight(reader.weight * scale, weight).T, reference)
-            for reader, reference in zip(readers, references, strict=True)
+            relative_error(x @ fake_quantize_weight(reader.weight * scale, encoding).T, reference)
+            for reader, encoding, reference in zip(readers, encodings, references, strict=True)
         )
 
     def apply(scale: Tensor) -> None:

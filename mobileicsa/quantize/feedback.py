@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,13 @@ def round_block(
     quantized: Tensor,
     past: LayerCache,
     encodings: dict[str, TensorEncoding],
-    encoding: WeightEncoding,
+    weights: Mapping[str, WeightEncoding],
     strength: float,
     tick: Callable[[], None],
 ) -> tuple[dict[str, Rounded], Tensor]:
     """Rounded linears by name, and `quantized` (N, T, hidden) behind the quantised block.
 
-    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V.
+    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V; `weights`: by linear.
     """
     twin = quantized_twin(layer, encodings)
     keys, values = (fake_quantize(p, encodings[f"attn.{k}_out"]) for p, k in zip(past, "kv", strict=True))
@@ -92,7 +92,7 @@ def round_block(
         for name in group:
             linear = twin.get_submodule(name)
             integers, scale = rounded[name] = round_linear(
-                twin.get_parameter(f"{name}.weight"), moments, encoding, strength
+                twin.get_parameter(f"{name}.weight"), moments, weights[name], strength
             )
             linear.weight = nn.Parameter(integers * scale[:, None], requires_grad=False)
     return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick)))

@@ -63,6 +63,15 @@ def round_with_feedback(weight: Tensor, scale: Tensor, hessian: Tensor, encoding
     return result.to(torch.int8)
 
 
+def feedback_noise(hessian: Tensor) -> float:
+    """Squared output error of a row whose columns are each rounded with a squared error of 1, with feedback; to nearest
+    it is H's trace on average. `hessian` (in, in) is the mean of x x^T.
+    """
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    factor = _inverse_factor(damped(hessian)[order][:, order])
+    return float(factor.diagonal().square().reciprocal().sum())
+
+
 def _inverse_factor(hessian: Tensor) -> Tensor:
     """Upper Cholesky factor of H^-1: its row i is how an error in column i spreads over those behind it."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))

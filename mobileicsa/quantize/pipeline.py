@@ -16,9 +16,11 @@ from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.quantize.block import Piece, passes, quantize_block
+from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.derived import derived_edges
 from mobileicsa.quantize.ends import embedding_and_head, start
 from mobileicsa.quantize.learned import learn
+from mobileicsa.quantize.mixed import mix
 from mobileicsa.quantize.prefix import search_prefix
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate
@@ -40,10 +42,17 @@ class Result:
 
 
 def run_hash(
-    spec: ModelSpec, scheme: QuantScheme, recipe: Recipe, model_identity: str, windows: Tensor, seed: int
+    spec: ModelSpec,
+    scheme: QuantScheme,
+    recipe: Recipe,
+    model_identity: str,
+    windows: Tensor,
+    seed: int,
+    limits: Limits | None,
 ) -> str:
     """Identity of a run: equal hashes mean equal bytes out."""
     parts = [spec.to_json(), scheme.to_json(), recipe.model_dump(mode="json"), model_identity, torch.__version__, seed]
+    parts += [] if limits is None else [limits.to_json()]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     digest.update(windows.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -61,25 +70,33 @@ def quantize_model(
     identity: str,
     progress: Progress,
     seed: int = 0,
+    limits: Limits | None = None,
 ) -> Result:
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
+    With `limits` some linears of a 4-bit scheme get 8 bits, and the report has a section "mixed".
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far.
     """
     if recipe.rotation == "hadamard":
         spec, weights = rotate(spec, weights)
-    run = run_hash(spec, scheme, recipe, identity, windows, seed)
+    run = run_hash(spec, scheme, recipe, identity, windows, seed, limits)
     prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
+    mixed = None
+    if limits is not None:
+        mixed = mix(
+            spec, weights, prefix, windows, scheme, recipe, limits, seed=seed, store=store, run=run, progress=progress
+        )
+    promoted = frozenset[str]() if mixed is None else mixed.promoted
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
     stream = _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe)
     for index in range(finished, spec.num_layers):
         tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
         layer = load_layer(spec, index, weights)
-        piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick)
+        piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick, promoted)
         # The stream first: a finished block without the stream behind it would be of no use.
         store.save(_stream_stage(index), f"{run}:{index}", stream.tensors(), {})
         real = {f"{REAL}{name}": weight for name, weight in piece.real.items()}
@@ -94,9 +111,12 @@ def quantize_model(
         edges=edges,
         weights={name: w for piece in pieces for name, w in piece.weights.items()},
         prefix_ids=prefix,
-        provenance={"run": run, "recipe": recipe.model_dump(mode="json"), "model_identity": identity},
+        provenance={"run": run, "recipe": recipe.model_dump(mode="json"), "model_identity": identity}
+        | ({} if limits is None else {"limits": limits.to_json()}),
     )
     report: dict[str, Any] = {"prefix": prefix_report, "edges": {}, "weights": {}, "smoothing": {}}
+    if mixed is not None:
+        report["mixed"] = mixed.report
     for index, piece in enumerate(pieces):
         report["edges"] |= piece.report.get("edges", {})
         report["weights"] |= piece.report.get("weights", {})

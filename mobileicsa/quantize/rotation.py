@@ -40,13 +40,18 @@ def rotates_stream(spec: ModelSpec) -> str | None:
     return None
 
 
+def rotated_spec(spec: ModelSpec) -> ModelSpec:
+    """The spec of the rotated model."""
+    return replace(spec, head_mix=spec.tied_head and rotates_stream(spec) is None)
+
+
 def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, WeightSource]:
     """The rotated model: its spec and its weights, computed as they are asked for."""
     source = _Rotated(spec, weights)
     reason = rotates_stream(spec)
     if reason is not None:
         log.info("the residual stream is not rotated: %s", reason)
-    return replace(spec, head_mix=spec.tied_head and source.stream is not None), source
+    return rotated_spec(spec), source
 
 
 class _Rotated:

@@ -38,6 +38,7 @@ def model_card(report: dict[str, Any]) -> str:
         f"`{report['recipe']['name']}`: {report['recipe'].get('description', '')}",
         _table(report),
         _terms(report),
+        _mixed(report),
         "## Use",
         "```sh\n" + "\n".join(_commands(report)) + "\n```",
         "## Make it again",
@@ -55,6 +56,16 @@ def model_card(report: dict[str, Any]) -> str:
             "of this artifact shares.",
         )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _mixed(report: dict[str, Any]) -> str:
+    mixed = report.get("mixed")
+    if mixed is None:
+        return ""
+    return (
+        f"{len(mixed['promoted'])} of {mixed['candidates']} linears have 8-bit weights instead of 4-bit ones: "
+        f"{size(mixed['packed_bytes'])} packed."
+    )
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from mobileicsa.core.errors import MobileICSAError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.io.json_file import read_json
 from mobileicsa.program.backend import find_backend
+from mobileicsa.quantize.packed import packed_bytes
+from mobileicsa.report.mixed import promoted_layers
 from mobileicsa.report.sites import worst_edges
 
 METHODS = ("decode", "prefill")
@@ -34,6 +36,8 @@ def contents(folder: Path, *, edges: str = "") -> dict[str, Any]:
         "scheme": plan.scheme.name,
         "prefix_ids": list(plan.prefix_ids),
         "census": _census(plan),
+        "promoted": promoted_layers(plan.promoted),
+        "mixed": report.get("mixed"),
         "worst_edges": [{"edge": name, **edge} for name, edge in worst_edges(measured, WORST)],
         "targets": {
             target: {backend: _written(folder, manifest, plan, target, backend, row) for backend, row in used.items()}
@@ -59,6 +63,7 @@ def _census(plan: QuantPlan) -> dict[str, Any]:
         "weights": _counted(f"int{weight.bits}" for weight in plan.weights.values()),
         "decoder_weights": plan.spec.decoder_weight_count,
         "table_weights": _table_weights(plan),
+        "packed_weights_bytes": packed_bytes(plan.spec, {name: weight.bits for name, weight in plan.weights.items()}),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mobileicsa.artifact import layout
+from mobileicsa.report.mixed import mixed_facts, promoted_layers, spans
 from mobileicsa.report.placement import placement_rows
 from mobileicsa.report.sites import worst_edges
 from mobileicsa.report.words import DASH, duration, number, share, significant, size, visible
@@ -32,6 +33,7 @@ def build_view(report: dict[str, Any]) -> dict[str, Any]:
         "worst_edges": [_edge_row(path, edge) for path, edge in worst_edges(report["edges"], WORST)],
         "worst_weights": _worst_weights(report["weights"]),
         "zero_channels": sum(row["zero_rows"] for row in report["weights"].values()),
+        "mixed": _mixed(report.get("mixed")),
         "prefix": _prefix(report["prefix"]),
         "placement": placement_rows(report["targets"]),
         "verification": _verification(report.get("verification")),
@@ -51,6 +53,8 @@ def build_command(report: dict[str, Any]) -> str:
         parts.append("--calibration FILE")
     if report.get("effort", "default") != "default":
         parts.append(f"--effort {report['effort']}")
+    for flag, limit in ((report.get("mixed") or {}).get("limits") or {}).items():
+        parts += [] if limit is None else [f"--{flag.replace('_', '-')} {limit}"]
     parts += [f"--target {name}" for name in report["targets"]]
     return " ".join([*parts, f"--seed {report['seed']}", "--output DIR"])
 
@@ -208,6 +212,16 @@ def _worst_weights(weights: dict[str, Any]) -> list[dict[str, str]]:
         {"path": path, "error": share(row["relative_error"], 3), "zero_rows": str(row["zero_rows"])}
         for path, row in ranked
     ]
+
+
+def _mixed(mixed: dict[str, Any] | None) -> dict[str, Any] | None:
+    if mixed is None:
+        return None
+    layers = promoted_layers(row["weight"] for row in mixed["promoted"])
+    return {
+        "facts": [(name, value) for name, value in mixed_facts(mixed, size) if value is not None],
+        "layers": {path: spans(found) for path, found in layers.items()},
+    }
 
 
 def _prefix(prefix: dict[str, Any]) -> dict[str, Any] | None:

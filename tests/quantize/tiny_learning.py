@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from tiny_artifact import Silent, write_checkpoint
 from torch import Tensor
 
+from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.scheme import find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.models.load import FloatWeights, read_spec
+from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.pipeline import Result, quantize_model
 from mobileicsa.quantize.recipe import Learning, Recipe
 
@@ -51,13 +55,16 @@ def windows(count: int = 96, length: int = 20, vocab: int = 259) -> Tensor:
 
 def quantized(
     spec: ModelSpec,
-    weights: FloatWeights,
+    weights: WeightSource,
     *learn: Learning,
     scheme: str = "w4a8",
     store: Memory | None = None,
     prefix_tokens: int = 1,
+    limits: Limits | None = None,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Result:
-    recipe = Recipe(name="tiny", prefix_tokens=prefix_tokens, ranges="mse", weights="gptq", learn=learn)
+    given = {"prefix_tokens": prefix_tokens, "ranges": "mse", "weights": "gptq", "learn": learn, **fields}
+    recipe = Recipe(name="tiny", **given)
     return quantize_model(
         spec,
         weights,
@@ -67,4 +74,5 @@ def quantized(
         store=store or Memory(),
         identity="tiny",
         progress=Silent(),
+        limits=limits,
     )
