@@ -31,12 +31,14 @@ def render(report: dict[str, Any]) -> str:
 
     from mobileicsa.report import figures
     from mobileicsa.report.learning import learning_figure, learning_rows
+    from mobileicsa.report.positions import positions_figure, positions_view
 
     drawings = {
         "ranges": figures.range_figure(report["edges"]),
         "sqnr": figures.sqnr_figure(report["edges"]),
         "smoothing": figures.smoothing_figure(report["smoothing"]),
         "learning": learning_figure(report.get("learning")),
+        "positions": positions_figure(report.get("by_position")),
         "prefix": figures.prefix_figure(report["prefix"]["trials"], report["prefix"]["ids"]),
     }
     environment = Environment(
@@ -49,6 +51,7 @@ def render(report: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(
         **build_view(report),
         learning=learning_rows(report.get("learning")),
+        positions=positions_view(report.get("by_position")),
         recipe_yaml=yaml.safe_dump(report["recipe"], sort_keys=False, width=96),
         figures={name: None if svg is None else Markup(svg) for name, svg in drawings.items()},
     )

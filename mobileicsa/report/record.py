@@ -39,6 +39,19 @@ def record_evaluation(folder: Path, text_name: str, result: dict[str, Any], targ
     _write(folder, {**report, "evaluation": {**terms, "warning": result.get("warning"), "rows": [*kept, row]}})
 
 
+def record_positions(folder: Path, text_name: str, result: dict[str, Any], target: str | None = None) -> None:
+    """Keep the loss by position; it stands beside the evaluation, whose windows are usually shorter."""
+    kept = ("window", "perplexity", "reference_perplexity", "warning")
+    section = {
+        "text": text_name,
+        "sha256": result["text_sha256"],
+        "backend": result["backend"] if target is None else f"{result['backend']}, {target}",
+        **{name: result.get(name) for name in kept},
+        **result["by_position"],
+    }
+    record(folder, "by_position", section)
+
+
 def calibration_facts(folder: Path) -> dict[str, Any]:
     """What the report knows of the text that the artifact was calibrated on."""
     facts: dict[str, Any] = _read(folder).get("calibration") or {}
