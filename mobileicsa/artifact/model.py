@@ -161,6 +161,7 @@ class FloatModel(Generates):
     def __init__(self, name: str, folder_with_tokenizer: Path) -> None:
         checkpoint = open_checkpoint(name)
         self.name = name
+        self.identity = checkpoint.identity
         self.spec = read_spec(checkpoint)
         self.tokenizer = Tokenizer(folder_with_tokenizer)
         self.bos_id = self.spec.bos_id

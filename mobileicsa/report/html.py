@@ -30,6 +30,7 @@ def render(report: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     from mobileicsa.report import figures
+    from mobileicsa.report.comparison import comparison_view
     from mobileicsa.report.learning import learning_figure, learning_rows
     from mobileicsa.report.positions import positions_figure, positions_view
 
@@ -51,6 +52,7 @@ def render(report: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(
         **build_view(report),
         learning=learning_rows(report.get("learning")),
+        comparison=comparison_view(report.get("comparison")),
         positions=positions_view(report.get("by_position")),
         recipe_yaml=yaml.safe_dump(report["recipe"], sort_keys=False, width=96),
         figures={name: None if svg is None else Markup(svg) for name, svg in drawings.items()},
