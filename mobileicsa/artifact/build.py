@@ -229,6 +229,7 @@ class _Build:
             "edges": result.report["edges"],
             "weights": result.report["weights"],
             "smoothing": result.report["smoothing"],
+            "quality": result.report["quality"],
             "learning": result.report.get("learning"),
             "targets": exported,
             "default_target": plan.targets[0].name,

@@ -33,6 +33,7 @@ def render(report: dict[str, Any]) -> str:
     from mobileicsa.report.comparison import comparison_view
     from mobileicsa.report.learning import learning_figure, learning_rows
     from mobileicsa.report.positions import positions_figure, positions_view
+    from mobileicsa.report.quality import quality_view
 
     drawings = {
         "ranges": figures.range_figure(report["edges"]),
@@ -51,6 +52,7 @@ def render(report: dict[str, Any]) -> str:
     )
     return environment.get_template(TEMPLATE).render(
         **build_view(report),
+        quality=quality_view(report.get("quality")),
         learning=learning_rows(report.get("learning")),
         comparison=comparison_view(report.get("comparison")),
         positions=positions_view(report.get("by_position")),

@@ -101,3 +101,30 @@ def test_what_could_not_be_judged_is_not_called_no_drift(report: dict[str, Any])
     shown = section(render({**report, "by_position": found}), "positions")
     assert '<span class="soft">not judged</span>' in shown
     assert "it takes 4 windows" in shown
+
+
+def test_each_stage_shows_its_figures_and_noisiest_edges(report: dict[str, Any]) -> None:
+    worst = [{"edge": "layers.0.mlp.product", "bits": 8, "sqnr_db": 21.25}]
+    base = {"windows": 8, "unseen": True, "kl": 0.25, "perplexity": 6.0, "float_perplexity": 5.0, "worst": worst}
+    rows = [{"stage": stage, **base} for stage in ("base", "block", "model")]
+    shown = section(render({**report, "quality": rows}), "quality")
+    assert re.findall(r'<tr class="top"><td>(.*?)</td>', shown) == [
+        "rounded",
+        "learned block by block",
+        "learned end to end",
+    ]
+    assert "<td>0.2500</td><td>6.00</td><td>1.200×</td>" in shown
+    assert "<code>layers.0.mlp.product</code> 21.2 dB at 8 bits" in shown
+    assert "8 windows that neither calibration nor learning saw; float32 has perplexity 5.00" in shown
+
+
+def test_what_a_stage_could_not_measure_is_a_dash(report: dict[str, Any]) -> None:
+    row = {"stage": "base", "windows": 1, "unseen": False, "kl": None, "perplexity": None, "worst": []}
+    shown = section(render({**report, "quality": [{**row, "float_perplexity": None}]}), "quality")
+    assert "<td>—</td><td>—</td><td>—</td>" in shown
+    assert "1 window of the calibration text" in shown
+
+
+def test_a_report_of_an_older_version_has_no_such_section(report: dict[str, Any]) -> None:
+    report.pop("quality")
+    assert 'id="quality"' not in render(report)
