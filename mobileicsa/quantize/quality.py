@@ -84,9 +84,7 @@ def _worst(edges: dict[str, RangeEdge]) -> list[dict[str, Any]]:
     """The edges with the least signal-to-noise ratio on these windows."""
     ratios = {name: decibels(e.meter.signal, e.meter.noise) for name, e in edges.items() if e.meter is not None}
     known = sorted((ratio, name) for name, ratio in ratios.items() if math.isfinite(ratio))
-    return [
-        {"edge": name, "bits": edges[name].start.bits, "sqnr_db": round(ratio, 2)} for ratio, name in known[:WORST]
-    ]
+    return [{"edge": name, "bits": edges[name].start.bits, "sqnr_db": round(ratio, 2)} for ratio, name in known[:WORST]]
 
 
 def _perplexity(loss: float) -> float | None:
