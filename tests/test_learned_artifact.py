@@ -37,7 +37,9 @@ def test_its_plan_is_rotated_and_it_writes_text(artifact: Path) -> None:
 def test_the_report_tells_what_was_learned(artifact: Path) -> None:
     report = json.loads((artifact / "report.json").read_text())
     assert [stage["scope"] for stage in report["learning"]] == ["block", "model"]
+    assert [row["stage"] for row in report["quality"]] == ["base", "block", "model"]
     page = (artifact / "report.html").read_text()
+    assert 'id="quality"' in page
     assert 'id="learning"' in page
     assert "block by block" in page
     assert "end to end" in page

@@ -29,7 +29,7 @@ from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.machine import peak_memory
-from mobileicsa.io.paths import check_output
+from mobileicsa.io.paths import check_output, public_name
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.backend import find_backend
@@ -218,7 +218,7 @@ class _Build:
             "mobileicsa_version": version("mobileicsa"),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": {
-                "name": _public_name(plan.checkpoint.source_name),
+                "name": public_name(plan.checkpoint.source_name),
                 "revision": plan.checkpoint.revision,
                 "model_type": spec.model_type,
                 "parameters": spec.decoder_weight_count + table,
@@ -240,6 +240,7 @@ class _Build:
             "edges": result.report["edges"],
             "weights": result.report["weights"],
             "smoothing": result.report["smoothing"],
+            "quality": result.report["quality"],
             "learning": result.report.get("learning"),
             "mixed": result.report.get("mixed"),
             "targets": exported,
@@ -253,12 +254,6 @@ class _Build:
             "notes": plan.notes,
             "torch_version": torch.__version__,
         }
-
-
-def _public_name(name: str) -> str:
-    """A local path may tell who built it where: keep its last part only."""
-    path = Path(name)
-    return path.resolve().name if path.exists() else name
 
 
 def write_backend(decoder: Any, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:

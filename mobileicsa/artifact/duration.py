@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mobileicsa.quantize.block import feeds_back
+from mobileicsa.quantize.distill import held_out
 from mobileicsa.quantize.recipe import windows_of
 from mobileicsa.quantize.sensitivity import WINDOWS
 
@@ -29,6 +30,7 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     work = {"off": 1.0, "fixed": 1.5, "search": 4.0}[plan.recipe.smoothing]
     work += 3.0 if feeds_back(plan.recipe, plan.scheme) else 0.0
     steps += [(f"layer {i + 1}/{layers}", work * weights * tokens * 30 / layers) for i in range(layers)]
+    steps.append(("held-out windows", 1.8 * weights * held_out(windows)))
     for stage in plan.recipe.learn:
         learning = 1.6 * weights * stage.steps * stage.batch
         if stage.scope == "block":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mobileicsa.artifact.tokenizer import Tokenizer
@@ -25,8 +26,9 @@ class LanguageModel(Protocol):
     @property
     def max_window(self) -> int: ...
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """Predictions (m, vocab) of ids[n-m:]; m = n where BOS or a prefix stands before ids, else n - 1."""
+    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        """Predictions (m, vocab) float32 of ids[n-m:] in pieces, in order: those of a long window never lie in memory
+        together. m = n where BOS or a prefix stands before ids, else n - 1."""
         ...
 
 
@@ -43,12 +45,24 @@ class Output:
 
 
 class Generates:
-    """Shared by both models: text in, text out, over a `TokenRunner`."""
+    """Shared by both models: text in, text out, over a `TokenRunner`; and what they predict, whole."""
 
     tokenizer: Tokenizer
     spec: ModelSpec
     runner: TokenRunner
     prefixed: bool
+
+    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """What `logit_chunks` gives, in one tensor."""
+        return torch.cat(list(self.logit_chunks(ids)))
+
+    def _fed(self, ids: Sequence[int]) -> list[int]:
+        """What must be fed so that `ids` are predicted, BOS in front: what the last token predicts nobody asks for."""
+        bos = self.spec.bos_id
+        return [*([] if self.prefixed or bos is None else [bos]), *ids][:-1]
 
     def generate(
         self,

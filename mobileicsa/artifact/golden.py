@@ -12,6 +12,7 @@ few steps. That is why calls are short and start from the golden cache, and why 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -143,6 +144,12 @@ def probe_tokenizer(tokenizer: Tokenizer, expected: list[dict[str, Any]]) -> str
     return None
 
 
+def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many tokens (or characters) two texts have in common before the first that differs."""
+    different = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(different, min(len(first), len(second)))
+
+
 def compare_greedy(model: QuantizedModel, expected: list[dict[str, Any]]) -> dict[str, Any]:
     """Token-by-token agreement with the recorded texts; tokens after the first difference count as different."""
     same = total = identical = 0
@@ -151,10 +158,7 @@ def compare_greedy(model: QuantizedModel, expected: list[dict[str, Any]]) -> dic
         made = model.generate(row["prompt"], max_new_tokens=GREEDY_TOKENS)
         wanted = row["token_ids"]
         length = max(len(wanted), len(made.token_ids), 1)
-        common = 0
-        while common < min(len(wanted), len(made.token_ids)) and wanted[common] == made.token_ids[common]:
-            common += 1
-        agreed = length if wanted == made.token_ids else common
+        agreed = length if wanted == made.token_ids else common_length(wanted, made.token_ids)
         same, total, identical = same + agreed, total + length, identical + (wanted == made.token_ids)
         rows.append({"prompt": row["prompt"], "text": made.text, "equal_tokens": agreed, "tokens": length})
     return {"token_agreement": same / max(total, 1), "identical": identical, "prompts": len(expected), "rows": rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mobileicsa.program.backend import ExactBackend, find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.generate import TokenRunner
 from mobileicsa.program.methods import empty_cache
-from mobileicsa.program.simulator import SimulatorSession
+from mobileicsa.program.simulator import SimulatorSession, sequence_logits
 
 SIMULATOR, FLOAT = "simulator", "float"
 
@@ -124,20 +124,16 @@ class QuantizedModel(Generates):
         limit = self.spec.max_context if self.backend == SIMULATOR else self.target.context
         return limit - max(len(self.plan.prefix_ids), 1)
 
-    @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        ids = list(ids)
-        fed = ids if self.prefixed or self.bos_id is None else [self.bos_id, *ids]
-        if self.backend == SIMULATOR:
-            past = self.prefix_rows if self.prefixed else None
-            rows: Tensor = self.session.sequence_logits(torch.tensor([fed]), past)[0]
-        else:
-            self.runner.reset()
-            rows = torch.from_numpy(self.runner.prefill(fed))
+    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
         if self.prefixed:
             assert self.prefix_logits is not None
-            rows = torch.cat((self.prefix_logits[None], rows))
-        return rows[:-1]
+            yield self.prefix_logits[None]
+        fed = self._fed(ids)
+        if self.backend == SIMULATOR:
+            yield from sequence_logits(self.session.decoder, fed, self.prefix_rows if self.prefixed else None)
+        elif fed:
+            self.runner.reset()
+            yield from (torch.from_numpy(rows.copy()) for rows in self.runner.prefill_chunks(fed))
 
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
         """Per branch, predictions (len(branch), vocab) of its tokens behind `context`, as `logits` has them.
@@ -177,6 +173,7 @@ class FloatModel(Generates):
     def __init__(self, name: str, folder_with_tokenizer: Path) -> None:
         checkpoint = open_checkpoint(name)
         self.name = name
+        self.identity = checkpoint.identity
         self.spec = read_spec(checkpoint)
         self.tokenizer = Tokenizer(folder_with_tokenizer)
         self.bos_id = self.spec.bos_id
@@ -194,11 +191,8 @@ class FloatModel(Generates):
         model.runner = TokenRunner(SimulatorSession(model.decoder, target), target, rows, None)
         return model
 
-    @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        fed = list(ids) if self.bos_id is None else [self.bos_id, *ids]
-        rows: Tensor = self.decoder(torch.tensor([fed]))[0][0]
-        return rows[:-1]
+    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
+        return sequence_logits(self.decoder, self._fed(ids), None)
 
     @torch.no_grad()
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -236,12 +236,12 @@ def _estimate(spec: ModelSpec, recipe: Recipe, limits: Limits | None, targets: t
     integers = spec.decoder_weight_count + table
     hidden = windows_of(recipe) * recipe.calibration.length * spec.hidden_size * 4
     block = spec.decoder_weight_count // spec.num_layers * 4
-    generating = integers * 4
     quantizing = integers + 6 * block + 3 * hidden
-    exporting = integers * 5
+    # The whole model in float beside its integers; writing its text and exporting need no more.
+    judging = integers * 5 + 2 * hidden + 4 * recipe.calibration.length * spec.vocab_size * 4
     learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
     sensing = [] if limits is None else [integers * 4 + _backward_memory(spec, recipe.calibration.length)]
-    memory = BASE_MEMORY_BYTES + max(generating, quantizing, exporting, *sensing, *learning)
+    memory = BASE_MEMORY_BYTES + max(quantizing, judging, *sensing, *learning)
     copies = 1 + sum(len(target.backends) for target in targets)
     # Learning keeps the real weights, and those that a latent stage has learned, until the run is done.
     kept = 4 * spec.decoder_weight_count * (1 + len(recipe.learn)) if recipe.learn else 0

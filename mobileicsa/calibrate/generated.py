@@ -28,7 +28,7 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
     """
     random = torch.Generator().manual_seed(seed)
     first = torch.randint(0, decoder.spec.vocab_size, (samples, 1), generator=random)
-    return torch.cat([_continued(decoder, part, length, random, tick) for part in first.split(GROUP)])
+    return torch.cat([_continued(decoder, part, length, random, tick) for part in torch.split(first, GROUP)])
 
 
 @torch.no_grad()

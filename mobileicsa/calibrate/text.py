@@ -33,6 +33,25 @@ class CalibrationText:
 
 def read_text(path: Path) -> str:
     """The text of a .txt file, or the "text" fields of a .jsonl file, one per line."""
+    text = _decoded(path)
+    if path.suffix == ".jsonl":
+        text = "\n".join(_rows(text, path))
+    if not text.strip():
+        raise InputError(f"{path}: holds no text", hint="it needs at least one sentence")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a .txt file, or the "text" fields of a .jsonl file; those without any text left out."""
+    text = _decoded(path)
+    lines = _rows(text, path) if path.suffix == ".jsonl" else text.split("\n")
+    kept = [line for line in lines if line.strip()]
+    if not kept:
+        raise InputError(f"{path}: holds no text", hint="give one text a line")
+    return kept
+
+
+def _decoded(path: Path) -> str:
     data = _read(path)
     # Offsets in messages count from the file's first byte.
     skipped = len(data) - len(data := data.removeprefix(b"\xef\xbb\xbf"))
@@ -45,13 +64,13 @@ def read_text(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise InputError(f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte")
-    if path.suffix == ".jsonl":
-        # Not splitlines: JSON strings may hold other line separators as they are.
-        rows = enumerate(text.split("\n"), 1)
-        text = "\n".join(_text_of(line, path, number) for number, line in rows if line.strip())
-    if not text.strip():
-        raise InputError(f"{path}: holds no text", hint="calibration needs at least one sentence")
     return text
+
+
+def _rows(text: str, path: Path) -> list[str]:
+    # Not splitlines: JSON strings may hold other line separators as they are.
+    rows = enumerate(text.split("\n"), 1)
+    return [_text_of(line, path, number) for number, line in rows if line.strip()]
 
 
 def _read(path: Path) -> bytes:

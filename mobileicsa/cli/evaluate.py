@@ -17,6 +17,7 @@ EXAMPLES = """
   mobileicsa eval --model smollm2-135m --text wiki.txt --max-windows 40
   mobileicsa eval --model out --backend onnx --text wiki.txt --max-windows 40
   mobileicsa eval --model out --text wiki.txt --reference smollm2-135m --json
+  mobileicsa eval --model out --text wiki.txt --by-position
 """
 
 
@@ -32,7 +33,12 @@ def evaluate(
             "--backend", metavar="NAME", help="float for models; simulator (default), onnx or executorch for artifacts."
         ),
     ] = None,
-    window: Annotated[int, typer.Option("--window", metavar="N", help="Tokens in a window, BOS included.")] = 256,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", metavar="N", help="Tokens in a window, BOS included; 256, and 2048 with --by-position."
+        ),
+    ] = None,
     max_windows: Annotated[
         int | None, typer.Option("--max-windows", metavar="N", help="Stop after so many windows.")
     ] = None,
@@ -45,6 +51,13 @@ def evaluate(
             "--reference", metavar="NAME", help="Float model to compare with: adds KL divergence and top-1 agreement."
         ),
     ] = None,
+    by_position: Annotated[
+        bool,
+        typer.Option(
+            "--by-position",
+            help="Loss by position in the window; with --reference, whether it drifts away from float.",
+        ),
+    ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     target: TargetOption = None,
     threads: ThreadsOption = None,
@@ -56,9 +69,12 @@ def evaluate(
     """
     from mobileicsa.artifact.model import is_artifact, load_model
     from mobileicsa.calibrate.text import read_text
+    from mobileicsa.evaluate import by_position as positions
     from mobileicsa.evaluate import perplexity
-    from mobileicsa.report.record import calibration_facts, record_evaluation
+    from mobileicsa.report.record import calibration_facts, record_evaluation, record_positions
 
+    if window is None:
+        window = positions.WINDOW if by_position else perplexity.WINDOW
     content = read_text(text)
     with context.obj.progress() as progress:
         tick = progress.step("open model", 1 if reference is None else 2)
@@ -75,12 +91,14 @@ def evaluate(
             max_windows=max_windows,
             stride=stride,
             reference=compared,
+            by_position=by_position,
             calibration=calibration_facts(Path(model)) if is_artifact(model) else None,
             progress=progress,
         )
     saved = save and is_artifact(model)
     if saved:
-        record_evaluation(Path(model), text.name, result, target)
+        keep = record_positions if by_position else record_evaluation
+        keep(Path(model), text.name, result, target)
     document = {"model": model, "text": text.name, **result}
     return Answer(document=document, show=lambda console: _show(console, document, saved))
 
@@ -105,3 +123,19 @@ def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
             ("saved", "report.json and report.html of the artifact" if saved else None),
         ],
     )
+    if "by_position" in result:
+        _show_positions(console, result["by_position"])
+
+
+def _show_positions(console: Console, found: dict[str, Any]) -> None:
+    from mobileicsa.cli.tables import number, show_facts, show_table
+    from mobileicsa.report.positions import FIGURES, VERDICTS, drift_basis, position_words
+
+    rows = [
+        (position_words(row), row["tokens"], *(number(row.get(key), 4) for key in FIGURES)) for row in found["buckets"]
+    ]
+    console.print()
+    show_table(console, ("position", "tokens", "loss", "reference", "difference", "standard error", "KL"), rows)
+    console.print()
+    verdict = VERDICTS[found["drift"]] if "drift" in found else None
+    show_facts(console, [("drift", verdict), ("", drift_basis(found)), ("note", found.get("note"))])

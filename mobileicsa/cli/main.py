@@ -13,7 +13,20 @@ from typing import Annotated, Any
 
 import typer
 
-from mobileicsa.cli import bench, doctor, evaluate, export, inspect, listings, quantize, recipes, report, run, verify
+from mobileicsa.cli import (
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    listings,
+    quantize,
+    recipes,
+    report,
+    run,
+    verify,
+)
 from mobileicsa.cli.answer import Answer
 from mobileicsa.cli.failure import PIPE_CLOSED, Terminated, failure_of
 from mobileicsa.cli.screen import Screen
@@ -42,6 +55,7 @@ VERBS = (
     Verb("export", export.export, export.EXAMPLES, BASE_MEMORY_BYTES),
     Verb("run", run.run, run.EXAMPLES, START_MEMORY_BYTES),
     Verb("eval", evaluate.evaluate, evaluate.EXAMPLES, START_MEMORY_BYTES),
+    Verb("compare", compare.compare, compare.EXAMPLES, START_MEMORY_BYTES),
     Verb("bench", bench.bench, bench.EXAMPLES, START_MEMORY_BYTES),
     Verb("verify", verify.verify, verify.EXAMPLES, START_MEMORY_BYTES),
     Verb("inspect", inspect.inspect, inspect.EXAMPLES),

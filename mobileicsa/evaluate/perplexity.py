@@ -17,12 +17,14 @@ from torch import Tensor
 
 from mobileicsa.calibrate.overlap import overlap_warning
 from mobileicsa.core.errors import InputError, UsageError
+from mobileicsa.evaluate.by_position import ByPosition
 from mobileicsa.io.hashing import sha256_bytes
 
 if TYPE_CHECKING:
     from mobileicsa.artifact.generates import LanguageModel
     from mobileicsa.quantize.steps import Progress
 
+WINDOW = 256
 # Log-probabilities are made for so many rows at a time that they take this much memory whatever the vocabulary.
 CHUNK_VALUES = 1 << 22
 # More text is not read: a tokenizer takes 150 bytes of memory for each of text. About a million tokens.
@@ -61,14 +63,17 @@ def evaluate(
     model: LanguageModel,
     text: str,
     *,
-    window: int = 256,
+    window: int = WINDOW,
     max_windows: int | None = None,
     stride: int | None = None,
     reference: LanguageModel | None = None,
+    by_position: bool = False,
     calibration: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Perplexity of `model` on `text`; with `reference` also its perplexity, KL(reference || model) and agreement.
+
+    `by_position`: whole windows only, and the result says how the loss goes along them (`ByPosition`).
 
     `calibration`: the report's facts of the text that the model was calibrated on; where it shares lines with `text`
     the result has a "warning".
@@ -77,7 +82,10 @@ def evaluate(
     tokens, a window larger than the model's context, and logits that are not finite.
     """
     has_bos = model.bos_id is not None
+    body = window - 1 if has_bos else window
     _check(model, reference, window, max_windows, stride, has_bos)
+    if by_position and stride is not None:
+        raise UsageError(f"--stride {stride}: windows must not overlap with --by-position", hint="leave --stride out")
     used = text[:MAX_CHARACTERS]
     ids = model.tokenizer.encode(used)
     if reference is not None and reference.tokenizer.encode(used) != ids:
@@ -85,16 +93,29 @@ def evaluate(
             f"{reference.name}: splits the text into other tokens than {model.name}",
             hint="the reference must be the model that the artifact was made from",
         )
-    windows = plan_windows(len(ids), window, stride, has_bos)[:max_windows]
+    windows = plan_windows(len(ids), window, stride, has_bos)
     if not windows:
         raise InputError("text: holds no token to predict", hint="give a text of at least one sentence")
-    sums = _Sums()
+    positions = None
+    if by_position:
+        positions = ByPosition(body, body - windows[0].scored, compared=reference is not None)
+        windows = [piece for piece in windows if piece.end - piece.start == body]
+        if not windows:
+            raise InputError(
+                f"text: {len(ids)} tokens are less than one window of {window}",
+                hint="give a longer text or a smaller --window",
+            )
+    windows = windows[:max_windows]
+    sums = _Sums(positions)
     tick = progress.step("perplexity", len(windows)) if progress else _nothing
     for piece in windows:
         tokens = ids[piece.start : piece.end]
-        logits = _scored_logits(model, tokens, piece.scored)
-        expected = None if reference is None else _scored_logits(reference, tokens, piece.scored)
-        sums.add(torch.tensor(tokens[-piece.scored :]), logits, expected, where=f"window at token {piece.start}")
+        position = len(tokens) - piece.scored
+        if positions is not None:
+            positions.next_window()
+        for logits, expected in _scored_rows(model, reference, tokens, piece.scored):
+            sums.add(tokens, position, logits, expected, where=f"window at token {piece.start}")
+            position += len(logits)
         tick()
     result: dict[str, Any] = {
         "perplexity": sums.perplexity(),
@@ -118,6 +139,8 @@ def evaluate(
         result["warning"] = warning
     if reference is not None:
         result |= sums.against_reference()
+    if positions is not None:
+        result["by_position"] = positions.result()
     return result
 
 
@@ -152,27 +175,58 @@ def _scored_words(window: int, stride: int | None, has_bos: bool) -> str:
     return f"text tokens 2 to {window} of each window (the model has no BOS)"
 
 
-def _scored_logits(model: LanguageModel, tokens: list[int], scored: int) -> Tensor:
-    return model.logits(tokens)[-scored:]
+def _scored_rows(
+    model: LanguageModel, reference: LanguageModel | None, tokens: list[int], scored: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Predictions of the last `scored` tokens, piece by piece, the reference's beside them."""
+    ours = _last_rows(model, tokens, scored)
+    if reference is None:
+        yield from ((rows, None) for rows in ours)
+        return
+    theirs = _last_rows(reference, tokens, scored)
+    expected = next(theirs)
+    for rows in ours:
+        # The two come in pieces of their own lengths.
+        while len(rows):
+            if not len(expected):
+                expected = next(theirs)
+            count = min(len(rows), len(expected))
+            yield rows[:count], expected[:count]
+            rows, expected = rows[count:], expected[count:]
+
+
+def _last_rows(model: LanguageModel, tokens: list[int], scored: int) -> Iterator[Tensor]:
+    context = len(tokens) - scored - (model.bos_id is None)
+    for rows in model.logit_chunks(tokens):
+        if context < len(rows):
+            yield rows[context:]
+        context = max(context - len(rows), 0)
 
 
 class _Sums:
     """Running sums over scored tokens, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, positions: ByPosition | None) -> None:
+        self.positions = positions
         self.tokens = 0
         self.loss = self.reference_loss = self.divergence = 0.0
         self.agreed = 0
 
-    def add(self, targets: Tensor, logits: Tensor, expected: Tensor | None, *, where: str) -> None:
+    def add(self, tokens: list[int], start: int, logits: Tensor, expected: Tensor | None, *, where: str) -> None:
+        """Predictions of a window's tokens from number `start` on, and the reference's."""
+        targets = torch.tensor(tokens[start : start + len(logits)])
         for rows in _chunks(len(targets), logits.shape[-1]):
             log_p = _log_probabilities(logits[rows], where)
-            self.loss -= float(log_p.gather(1, targets[rows, None]).double().sum())
+            values = [-log_p.gather(1, targets[rows, None])[:, 0]]
+            self.loss += float(values[0].double().sum())
             if expected is not None:
                 log_q = _log_probabilities(expected[rows], f"reference, {where}")
-                self.reference_loss -= float(log_q.gather(1, targets[rows, None]).double().sum())
-                self.divergence += float((log_q.exp() * (log_q - log_p)).sum(1).double().sum())
+                values += [-log_q.gather(1, targets[rows, None])[:, 0], (log_q.exp() * (log_q - log_p)).sum(1)]
+                self.reference_loss += float(values[1].double().sum())
+                self.divergence += float(values[2].double().sum())
                 self.agreed += int((log_p.argmax(1) == log_q.argmax(1)).sum())
+            if self.positions is not None:
+                self.positions.add(start + rows.start, *values)
         self.tokens += len(targets)
 
     def perplexity(self) -> float:

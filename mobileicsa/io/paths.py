@@ -105,3 +105,9 @@ def _keep_apart(output: Path, target: Path, model: Path) -> None:
         raise UsageError(
             f"{output}: holds the model {model}, which would be replaced", hint="write to a folder beside the model"
         )
+
+
+def public_name(name: str) -> str:
+    """A model's name for a report: a local path may tell who built it where, so its last part only."""
+    path = Path(name)
+    return path.resolve().name if path.exists() else name

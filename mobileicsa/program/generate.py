@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,15 @@ class TokenRunner:
         return self.target.context - self.position
 
     def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> NDArray[np.float32]:
-        """Feed tokens in chunks; logits (n, vocab) behind each, or (1, vocab) behind the last."""
+        """Feed tokens; logits (n, vocab) behind each, or (1, vocab) behind the last."""
+        if not last_only:
+            return np.concatenate([rows.copy() for rows in self.prefill_chunks(ids)])
+        for rows in self.prefill_chunks(ids):
+            last = rows[-1:]
+        return last.copy()
+
+    def prefill_chunks(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Feed tokens; logits (n, vocab) behind those of each chunk in turn, valid until the next one."""
         if not ids:
             raise InputError("prefill: no tokens", hint="give a prompt of at least one token")
         if len(ids) > self.room:
@@ -59,19 +67,13 @@ class TokenRunner:
                 hint="shorten the prompt, or export for a target with a larger context",
             )
         chunk = self.target.prefill_chunk
-        parts = []
         for start in range(0, len(ids), chunk):
             piece = ids[start : start + chunk]
             tokens = np.zeros((1, chunk), dtype=np.int64)
             tokens[0, : len(piece)] = piece
             logits, rows = self.session.run("prefill", tokens, self.position, self.cache)
             self._keep(rows, len(piece))
-            is_last = start + chunk >= len(ids)
-            if last_only and is_last:
-                parts.append(logits[0, len(piece) - 1 : len(piece)].copy())
-            elif not last_only:
-                parts.append(logits[0, : len(piece)].copy())
-        return np.concatenate(parts)
+            yield logits[0, : len(piece)]
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Feed one token; logits (vocab,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
 from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
 from mobileicsa.program.reads import input_scale
+
+# Tokens of one pass over a sequence: attention scores and logits of a long one are never whole in memory.
+PASS_TOKENS = 256
 
 
 def prepare_for_eager(decoder: Decoder) -> None:
@@ -50,17 +53,27 @@ class SimulatorSession:
         return logits.to(torch.float32).numpy(), [row.numpy() for row in rows]
 
     @torch.no_grad()
-    def sequence_logits(self, ids: Tensor, prefix: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Logits (1, T, vocab) of a whole sequence in one pass, for measuring accuracy quickly."""
-        logits: Tensor = self.decoder(ids, prefix)[0]
-        return logits.to(torch.float32)
-
-    @torch.no_grad()
     def branch_logits(
         self, context: Sequence[int], branches: Sequence[Sequence[int]], prefix: list[LayerCache] | None
     ) -> list[Tensor]:
-        """As `models.branches.branch_logits`, float32: what `sequence_logits` gives for each branch by itself."""
+        """As `models.branches.branch_logits`, float32: what `sequence_logits` gives for each branch."""
         return [rows.to(torch.float32) for rows in branch_logits(self.decoder, context, branches, prefix)]
 
     def close(self) -> None:
         self.methods = {}
+
+
+@torch.no_grad()
+def sequence_logits(decoder: Decoder, ids: Sequence[int], past: list[LayerCache] | None) -> Iterator[Tensor]:
+    """Logits (n, vocab) float32 behind each of `ids`, which follow `past`, in pieces of PASS_TOKENS rows.
+
+    Not through the methods' static cache: its length is no limit, and short windows take one pass.
+    """
+    for start in range(0, len(ids), PASS_TOKENS):
+        logits, new = decoder(torch.tensor([ids[start : start + PASS_TOKENS]]), past)
+        past = new if past is None else [_joined(*layers) for layers in zip(past, new, strict=True)]
+        yield logits[0].to(torch.float32)
+
+
+def _joined(past: LayerCache, new: LayerCache) -> LayerCache:
+    return torch.cat((past[0], new[0]), dim=2), torch.cat((past[1], new[1]), dim=2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
 from mobileicsa.models.load import empty_weights
-from mobileicsa.quantize.learn_math import hidden_error, top_divergence, top_targets
+from mobileicsa.quantize.learn_math import hidden_error, next_token_loss, top_divergence, top_targets
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.student import Base, Student
 from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
@@ -34,10 +34,11 @@ def held_out(windows: int) -> int:
 @dataclass(frozen=True)
 class Targets:
     """What the float model says of one window of T tokens: its most likely tokens and their log-probabilities
-    (T, k), or its last hidden states (T, hidden)."""
+    (T, k) and its own loss, or its last hidden states (T, hidden)."""
 
     tokens: Tensor | None = None
     log_probabilities: Tensor | None = None
+    next_loss: float = math.nan
     hidden: Tensor | None = None
 
 
@@ -57,7 +58,8 @@ def float_targets(
         if loss == "hidden":
             found.append(Targets(hidden=hidden[0]))
         else:
-            found.append(Targets(*top_targets(teacher.head(hidden)[0], TOP_TOKENS)))
+            logits = teacher.head(hidden)[0]
+            found.append(Targets(*top_targets(logits, TOP_TOKENS), next_loss=next_token_loss(logits, window)))
         tick()
     return found
 

@@ -131,6 +131,11 @@ def top_targets(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return indices.to(torch.int32), values
 
 
+def next_token_loss(logits: Tensor, ids: Tensor) -> float:
+    """Mean loss in nats of a window's own tokens ids (T,) but the first; logits (T, vocab). NaN where T is 1."""
+    return float(F.cross_entropy(logits[:-1], ids[1:]))
+
+
 class _TopDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor, log_probabilities: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mobileicsa.calibrate.stream import BATCH, WeightSource
 from mobileicsa.quantize.distill import float_targets
 from mobileicsa.quantize.learn_blocks import learn_blocks
 from mobileicsa.quantize.learn_model import learn_model
+from mobileicsa.quantize.quality import Judge
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.reobserve import observe_again
 from mobileicsa.quantize.steps import Progress, StageStore
@@ -30,9 +31,10 @@ def learn(
     seed: int,
     store: StageStore,
     run: str,
+    judge: Judge,
     progress: Progress,
 ) -> tuple[Base, dict[str, Any], list[dict[str, Any]]]:
-    """The learned model, a report row for each of its edges, and what each stage did.
+    """The learned model, a report row for each of its edges, and what each stage did; `judge` looks after each.
 
     windows (N, T) follow the prefix (or hold BOS where there is none); the last of them are held out.
     """
@@ -49,6 +51,7 @@ def learn(
             tick = progress.step("learn end to end", learning.steps)
             history = learn_model(student, windows, targets, learning, seed, store, stage, run, tick)
             facts |= {"loss": learning.loss, **vars(history)}
+        judge.look(learning.scope, student)
         base = student.freeze(base)
         told.append(facts)
     seen = windows[:: max(1, windows.shape[0] // SEEN_AGAIN)]

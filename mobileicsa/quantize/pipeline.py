@@ -22,6 +22,7 @@ from mobileicsa.quantize.ends import embedding_and_head, start
 from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.mixed import mix
 from mobileicsa.quantize.prefix import search_prefix
+from mobileicsa.quantize.quality import Judge
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate
 from mobileicsa.quantize.rounding import rounding_facts
@@ -75,7 +76,8 @@ def quantize_model(
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
     With `limits` some linears of a 4-bit scheme get 8 bits, and the report has a section "mixed".
-    Peak memory: one block in float, the hidden states of all windows twice, and the integers so far.
+    Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; in the end, to
+    judge the result, the whole model.
     """
     if recipe.rotation == "hadamard":
         spec, weights = rotate(spec, weights)
@@ -122,14 +124,25 @@ def quantize_model(
         report["weights"] |= piece.report.get("weights", {})
         if "smoothing" in piece.report:
             report["smoothing"][f"layers.{index}"] = piece.report["smoothing"]
+    judge = Judge(plan, weights, learning_windows, windows.shape[0], progress)
+    judge.look_at_base(plan, tensors)
     if recipe.learn:
         base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()})
         base, report["edges"], report["learning"] = learn(
-            base, weights, learning_windows, recipe.learn, seed=seed, store=store, run=run, progress=progress
+            base,
+            weights,
+            learning_windows,
+            recipe.learn,
+            seed=seed,
+            store=store,
+            run=run,
+            judge=judge,
+            progress=progress,
         )
         plan, tensors = base.plan, base.tensors
         for name, weight in base.real.items():
             report["weights"][name] = rounding_facts(weight, tensors[name], tensors[f"{name}.scale"])
+    report["quality"] = judge.rows
     derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])
     return Result(replace(plan, edges=plan.edges | derived), tensors, report)
 

@@ -49,7 +49,11 @@ def signal_to_noise_db(edge: ObservedEdge, encoding: TensorEncoding) -> float:
     sample = values.double()
     noise = float((fake_quantize(values, encoding).double() - sample).square().mean())
     power = float(sample.square().mean())
-    return 10 * math.log10(max(power, 1e-30) / max(noise, 1e-30))
+    return decibels(power, noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))
 
 
 def clipped_share(edge: ObservedEdge, encoding: TensorEncoding) -> float:

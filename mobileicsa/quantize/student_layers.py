@@ -38,6 +38,18 @@ class ChannelScale(nn.Module):
         return (self.log.exp().clamp(SCALE_FLOOR, SCALE_CEILING) ** self.sign)[self.index]
 
 
+class NoiseMeter:
+    """Energy of an edge's values, and of what rounding adds to them."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+
+    def add(self, x: Tensor, rounded: Tensor) -> None:
+        values = x.double()
+        self.signal += float(values.square().sum())
+        self.noise += float((rounded.double() - values).square().sum())
+
+
 class RangeEdge(Edge):
     """Edge that rounds to the grid of a range whose ends move in proportion: low * exp(a), high * exp(b)."""
 
@@ -45,6 +57,7 @@ class RangeEdge(Edge):
         super().__init__(edge.role, edge.fixed)
         self.start, self.mantissa_bits, self.learns = encoding, mantissa_bits, learns
         self.log = nn.Parameter(torch.zeros(2), requires_grad=learns)
+        self.meter: NoiseMeter | None = None
 
     def encoding(self) -> TensorEncoding:
         if not self.learns:
@@ -57,7 +70,10 @@ class RangeEdge(Edge):
             return x  # its rounding is lost in that of 8 bits; what is judged has it
         low, high = self.start.real_range()
         factors = self.log.exp()
-        return on_grid(x, factors[0] * low, factors[1] * high, self.encoding())
+        y = on_grid(x, factors[0] * low, factors[1] * high, self.encoding())
+        if self.meter is not None:
+            self.meter.add(x, y)
+        return y
 
 
 class GainEdge(Edge):

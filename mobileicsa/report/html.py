@@ -30,13 +30,17 @@ def render(report: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     from mobileicsa.report import figures
+    from mobileicsa.report.comparison import comparison_view
     from mobileicsa.report.learning import learning_figure, learning_rows
+    from mobileicsa.report.positions import positions_figure, positions_view
+    from mobileicsa.report.quality import quality_view
 
     drawings = {
         "ranges": figures.range_figure(report["edges"]),
         "sqnr": figures.sqnr_figure(report["edges"]),
         "smoothing": figures.smoothing_figure(report["smoothing"]),
         "learning": learning_figure(report.get("learning")),
+        "positions": positions_figure(report.get("by_position")),
         "prefix": figures.prefix_figure(report["prefix"]["trials"], report["prefix"]["ids"]),
     }
     environment = Environment(
@@ -48,7 +52,10 @@ def render(report: dict[str, Any]) -> str:
     )
     return environment.get_template(TEMPLATE).render(
         **build_view(report),
+        quality=quality_view(report.get("quality")),
         learning=learning_rows(report.get("learning")),
+        comparison=comparison_view(report.get("comparison")),
+        positions=positions_view(report.get("by_position")),
         recipe_yaml=yaml.safe_dump(report["recipe"], sort_keys=False, width=96),
         figures={name: None if svg is None else Markup(svg) for name, svg in drawings.items()},
     )

@@ -15,14 +15,15 @@ def learning_rows(stages: list[dict[str, Any]] | None) -> list[dict[str, str]]:
 def _block_row(stage: dict[str, Any]) -> dict[str, str]:
     blocks = stage["blocks"]
     before, after = (sum(row[key] for row in blocks) / len(blocks) for key in ("before", "after"))
-    kept = sum(row["kept"] for row in blocks)
+    left = sum(not row["kept"] for row in blocks)
+    words = "1 block did not get better and was" if left == 1 else f"{left} blocks did not get better and were"
     return {
         "scope": "block by block",
         "steps": f"{stage['steps']} a block",
         "measure": "mean relative error of a block's output",
         "before": f"{before:.4f}",
         "after": f"{after:.4f}",
-        "note": "" if kept == len(blocks) else f"{len(blocks) - kept} blocks did not get better and were left alone",
+        "note": f"{words} left alone" if left else "",
     }
 
 
@@ -53,10 +54,13 @@ def learning_figure(stages: list[dict[str, Any]] | None) -> str | None:
                 axis.set_ylabel("error of output")
             else:
                 axis.plot(stage["steps_seen"], stage["held_out"], color=COLORS[0], marker="o", ms=3, label="held out")
-                axis.plot(stage["steps_seen"][1:], stage["training"][1:], color=COLORS[1], label="learned from")
+                seen, losses = stage["steps_seen"][1:], stage["training"][1:]
+                axis.plot(seen, losses, color=COLORS[1], marker="o", ms=3, label="learned from")
                 axis.set_xlabel("step")
                 axis.set_ylabel("loss")
             axis.set_ylim(bottom=0)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-            axis.legend(frameon=False, fontsize=9)
+            # Above the axes: no line can run through it.
+            axis.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return result[0]

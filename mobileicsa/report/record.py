@@ -10,9 +10,15 @@ from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.report.html import write_report
 
 
+def read_report(folder: Path) -> dict[str, Any]:
+    """The artifact's report.json."""
+    report: dict[str, Any] = read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
+    return report
+
+
 def record(folder: Path, section: str, value: dict[str, Any]) -> None:
-    """Put `value` into `section` ("verification", "bench") of the report."""
-    report = _read(folder)
+    """Put `value` into `section` ("verification", "bench", "comparison") of the report."""
+    report = read_report(folder)
     _write(folder, {**report, section: value})
 
 
@@ -21,7 +27,7 @@ def record_evaluation(folder: Path, text_name: str, result: dict[str, Any], targ
 
     Rows of another text or other windows are not comparable and make room.
     """
-    report = _read(folder)
+    report = read_report(folder)
     terms = {"text": text_name, "sha256": result["text_sha256"]}
     terms |= {name: result[name] for name in ("window", "stride", "tokens", "bos")}
     before = report.get("evaluation") or {}
@@ -39,15 +45,23 @@ def record_evaluation(folder: Path, text_name: str, result: dict[str, Any], targ
     _write(folder, {**report, "evaluation": {**terms, "warning": result.get("warning"), "rows": [*kept, row]}})
 
 
+def record_positions(folder: Path, text_name: str, result: dict[str, Any], target: str | None = None) -> None:
+    """Keep the loss by position; it stands beside the evaluation, whose windows are usually shorter."""
+    kept = ("window", "perplexity", "reference_perplexity", "warning")
+    section = {
+        "text": text_name,
+        "sha256": result["text_sha256"],
+        "backend": result["backend"] if target is None else f"{result['backend']}, {target}",
+        **{name: result.get(name) for name in kept},
+        **result["by_position"],
+    }
+    record(folder, "by_position", section)
+
+
 def calibration_facts(folder: Path) -> dict[str, Any]:
     """What the report knows of the text that the artifact was calibrated on."""
-    facts: dict[str, Any] = _read(folder).get("calibration") or {}
+    facts: dict[str, Any] = read_report(folder).get("calibration") or {}
     return facts
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = read_json(folder / layout.REPORT, max_bytes=layout.MAX_JSON_BYTES)
-    return report
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:

@@ -8,10 +8,9 @@ from mobileicsa.artifact import layout
 from mobileicsa.report.mixed import mixed_facts, promoted_layers, spans
 from mobileicsa.report.placement import placement_rows
 from mobileicsa.report.sites import worst_edges
-from mobileicsa.report.words import DASH, duration, number, share, significant, size, visible
+from mobileicsa.report.words import DASH, backend_name, duration, number, share, significant, size, visible
 
 WORST = 10
-BACKEND_NAMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "simulator": "simulator", "float": "float32"}
 
 
 def build_view(report: dict[str, Any]) -> dict[str, Any]:
@@ -57,10 +56,6 @@ def build_command(report: dict[str, Any]) -> str:
         parts += [] if limit is None else [f"--{flag.replace('_', '-')} {limit}"]
     parts += [f"--target {name}" for name in report["targets"]]
     return " ".join([*parts, f"--seed {report['seed']}", "--output DIR"])
-
-
-def backend_name(name: str) -> str:
-    return BACKEND_NAMES.get(name, name)
 
 
 def exported(report: dict[str, Any]) -> dict[str, int]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 DASH = "—"
+BACKEND_NAMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch", "simulator": "simulator", "float": "float32"}
+
+
+def backend_name(name: str) -> str:
+    return BACKEND_NAMES.get(name, name)
 
 
 def size(count: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -66,6 +67,32 @@ def test_eval_of_an_artifact_gives_perplexity_tokens_backend_and_bos(
 def test_eval_of_a_model_is_in_float(command: Command, checkpoint: Path, text: Path) -> None:
     document = command("eval", "--model", checkpoint, "--text", text, "--window", 16, "--max-windows", 1, "--json").json
     assert (document["backend"], document["tokens"], document["bos"]) == ("float", 15, True)
+
+
+def test_eval_by_position_stands_beside_the_evaluation_in_the_report(
+    command: Command, own_artifact: Path, checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobileicsa.evaluate.by_position.FIRST_END", 8)
+    given = ["eval", "--model", own_artifact, "--text", text, "--reference", checkpoint, "--json"]
+    assert command(*given, "--window", 16, "--max-windows", 2).code == 0
+    before = json.loads((own_artifact / "report.json").read_text())["evaluation"]
+    document = command(*given, "--by-position", "--window", 40).json
+    found = document["by_position"]
+    assert [row["from"] for row in found["buckets"]] == [0, 8, 16, 32]
+    assert found["drift"] in (True, False)
+    report = json.loads((own_artifact / "report.json").read_text())
+    assert report["evaluation"] == before
+    assert report["by_position"]["buckets"] == found["buckets"]
+    assert report["by_position"]["window"] == 40
+    page = (own_artifact / "report.html").read_text()
+    assert f"{found['slope']:+.4f}" in page
+    assert "8–15" in page
+
+
+def test_eval_by_position_takes_long_windows_by_itself(command: Command, artifact: Path, text: Path) -> None:
+    # The tiny model's context holds 96 tokens.
+    message = command("eval", "--model", artifact, "--text", text, "--by-position", "--json").json["error"]["message"]
+    assert message.startswith("--window 2048: ")
 
 
 def test_verify_gives_each_back_ends_agreement(command: Command, artifact: Path) -> None:

@@ -1,0 +1,99 @@
+"""How near the model is to the float model after each stage of a run, on windows that are held out of learning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.quantize.distill import Targets, float_targets, held_out
+from mobileicsa.quantize.learn_math import next_token_loss, top_divergence
+from mobileicsa.quantize.ranges import decibels
+from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.steps import Progress
+from mobileicsa.quantize.student import Base, Student
+from mobileicsa.quantize.student_layers import NoiseMeter, RangeEdge
+
+WORST = 5
+# Tables that are no linear of a student.
+TABLES = ("embed.weight", "head.proj.weight")
+
+
+class Judge:
+    """Looks at the model between stages; `rows` are the report's, one a look."""
+
+    def __init__(
+        self, plan: QuantPlan, weights: WeightSource, windows: Tensor, calibrated: int, progress: Progress
+    ) -> None:
+        """windows (N, T) follow the prefix (or hold BOS where there is none); the first `calibrated` set the ranges.
+
+        Peak memory: the whole model in float, then its student.
+        """
+        held = held_out(windows.shape[0])
+        self.windows = windows[-held:]
+        self.unseen = windows.shape[0] - held >= calibrated
+        self.tick = progress.step("held-out windows", 2 * held)
+        self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick)
+        self.rows: list[dict[str, Any]] = []
+
+    def look_at_base(self, plan: QuantPlan, tensors: dict[str, Tensor]) -> None:
+        # A student whose integers stay does not read the real weights, which are gone where nothing learns.
+        integers = {name: tensors[name] for name in plan.weights if name not in TABLES}
+        self.look("base", Student(Base(plan, tensors, integers), Learning()))
+
+    @torch.no_grad()
+    def look(self, stage: str, student: Student) -> None:
+        """Add the row of a stage: KL (as learning measures it), perplexity beside float's, the noisiest edges."""
+        edges = {name: edge for name, edge in student.decoder.named_modules() if isinstance(edge, RangeEdge)}
+        for edge in edges.values():
+            edge.meter = NoiseMeter()
+        divergence = loss = 0.0
+        for window, target in zip(self.windows, self.targets, strict=True):
+            logits = student.decoder.head(student.hidden(window[None]))[0]
+            divergence += _divergence(logits, target) / len(self.windows)
+            loss += next_token_loss(logits, window) / len(self.windows)
+            if stage == "base":
+                self.tick()
+        reference = sum(t.next_loss for t in self.targets) / len(self.targets)
+        self.rows.append(
+            {
+                "stage": stage,
+                "windows": len(self.windows),
+                "unseen": self.unseen,
+                "kl": _finite(max(divergence, 0.0)),
+                "perplexity": _perplexity(loss),
+                "float_perplexity": _perplexity(reference),
+                "worst": _worst(edges),
+            }
+        )
+        for edge in edges.values():
+            edge.meter = None
+
+
+def _divergence(logits: Tensor, target: Targets) -> float:
+    assert target.tokens is not None
+    assert target.log_probabilities is not None
+    return float(top_divergence(logits, target.tokens, target.log_probabilities))
+
+
+def _worst(edges: dict[str, RangeEdge]) -> list[dict[str, Any]]:
+    """The edges with the least signal-to-noise ratio on these windows."""
+    ratios = {name: decibels(e.meter.signal, e.meter.noise) for name, e in edges.items() if e.meter is not None}
+    known = sorted((ratio, name) for name, ratio in ratios.items() if math.isfinite(ratio))
+    return [{"edge": name, "bits": edges[name].start.bits, "sqnr_db": round(ratio, 2)} for ratio, name in known[:WORST]]
+
+
+def _perplexity(loss: float) -> float | None:
+    """None where there is nothing to predict (windows of one token), or no number for it."""
+    try:
+        return _finite(math.exp(loss))
+    except OverflowError:
+        return None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
