@@ -49,6 +49,15 @@ class Steps:
         return self.ask("-".join(("eval", name, backend, *([] if target is None else [target]))), "eval", *arguments)
 
 
+def write_result(stem: str, result: dict[str, Any], figure: str) -> None:
+    """A result and its SVG figure, under the names that the README and its tables know."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{stem}.json"
+    write_json(path, result)
+    path.with_suffix(".svg").write_text(figure, encoding="utf-8")
+    print(f"wrote {path} and .svg")
+
+
 def _measured(command: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
     """Run a command; its JSON answer, wall seconds and peak resident memory (of the process itself)."""
     read, write = os.pipe()

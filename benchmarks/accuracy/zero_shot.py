@@ -23,10 +23,9 @@ from benchmarks.accuracy.paired import Estimate, difference, estimate, over_task
 from benchmarks.accuracy.questions import TASKS
 from benchmarks.accuracy.run import ROWS, Row
 from benchmarks.accuracy.zero_shot_figure import draw
-from benchmarks.steps import MODEL, RESULTS, Steps
+from benchmarks.steps import MODEL, Steps, write_result
 from mobileicsa.artifact.model import is_artifact
 from mobileicsa.bench.environment import environment
-from mobileicsa.io.json_file import write_json
 
 RESULT = "zero-shot-smollm2-135m"
 METRICS = ("acc", "acc_norm")
@@ -64,10 +63,7 @@ def main() -> None:
         ],
         "environment": environment(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{RESULT}.json", result)
-    (RESULTS / f"{RESULT}.svg").write_text(draw(result), encoding="utf-8")
-    print(f"wrote {RESULTS / RESULT}.json and .svg")
+    write_result(RESULT, result, draw(result))
 
 
 def _chosen(steps: Steps, only: list[str] | None) -> list[Row]:

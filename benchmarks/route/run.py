@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.route.figure import draw
-from benchmarks.steps import INTEGER_ONLY, MODEL, RESULTS, WINDOW, Steps
+from benchmarks.steps import INTEGER_ONLY, MODEL, WINDOW, Steps, write_result
 from mobileicsa.bench.environment import environment
-from mobileicsa.io.json_file import write_json
 
 RESULT = "route-smollm2-135m"
 MEASURED = ("perplexity", "windows", "tokens")
@@ -39,9 +38,9 @@ class Build:
 
 BUILDS = (
     Build("w8a8", "minmax"),
-    Build("w8a8", "prefix", timed=True),
+    Build("w8a8", "rotated", timed=True),
     Build("w4a8", "minmax"),
-    Build("w4a8", "prefix", timed=True),
+    Build("w4a8", "learned", timed=True),
 )
 
 
@@ -74,10 +73,7 @@ def main() -> None:
         "rows": rows,
         "environment": environment(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{RESULT}.json", result)
-    (RESULTS / f"{RESULT}.svg").write_text(draw(result), encoding="utf-8")
-    print(f"wrote {RESULTS / RESULT}.json and .svg")
+    write_result(RESULT, result, draw(result))
 
 
 def _build(steps: Steps, build: Build) -> dict[str, Any]:
