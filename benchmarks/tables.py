@@ -1,7 +1,7 @@
 """Tables of README.md, made from the committed results: `python -m benchmarks.tables [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced, and kept where there is
-no result yet.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced, by nothing where there is
+no result.
 """
 
 from __future__ import annotations
