@@ -60,9 +60,13 @@ class Generates:
         return torch.cat(list(self.logit_chunks(ids)))
 
     def _fed(self, ids: Sequence[int]) -> list[int]:
-        """What must be fed so that `ids` are predicted, BOS in front: what the last token predicts nobody asks for."""
+        """What must be fed so that `ids` are predicted: what the last token predicts nobody asks for."""
+        return self._behind_bos(ids)[:-1]
+
+    def _behind_bos(self, ids: Sequence[int]) -> list[int]:
+        """`ids`, BOS in front where the model has one and no prefix stands there."""
         bos = self.spec.bos_id
-        return [*([] if self.prefixed or bos is None else [bos]), *ids][:-1]
+        return list(ids) if self.prefixed or bos is None else [bos, *ids]
 
     def generate(
         self,

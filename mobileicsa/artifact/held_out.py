@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mobileicsa.artifact.model import QuantizedModel
 from mobileicsa.artifact.plan_build import BuildPlan
-from mobileicsa.calibrate.generated import generate_windows
+from mobileicsa.calibrate.generated import generate_windows, passes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import load_decoder
 from mobileicsa.quantize.budget import increase_of
@@ -71,7 +71,8 @@ def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
     # As many tokens as fit behind the longest prefix, of which the first is random and not scored.
     room = plan.spec.max_context - max(plan.recipe.prefix_tokens, 1)
     length = max(min(LENGTH, room + 1), 3)
-    windows = generate_windows(decoder, WINDOWS, length, plan.options.seed + 1, progress.step("held-out text", length))
+    tick = progress.step("held-out text", passes(WINDOWS, length))
+    windows = generate_windows(decoder, WINDOWS, length, plan.options.seed + 1, tick)
     bos = plan.spec.bos_id
     return windows, torch.stack([_losses(_float_logits(decoder, bos, window), window) for window in windows])
 

@@ -140,7 +140,7 @@ class QuantizedModel(Generates):
 
         The simulator reads the context once for all branches; its integers are those of one branch at a time.
         """
-        fed = list(context) if self.prefixed or self.bos_id is None else [self.bos_id, *context]
+        fed = self._behind_bos(context)
         if self.backend != SIMULATOR or not fed:
             return [self.logits([*context, *branch])[-len(branch) :] for branch in branches]
         found: list[Tensor] = self.session.branch_logits(fed, branches, self.prefix_rows if self.prefixed else None)
@@ -197,8 +197,7 @@ class FloatModel(Generates):
     @torch.no_grad()
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
         """Per branch, predictions (len(branch), vocab) of its tokens; `context` may be empty behind BOS only."""
-        fed = list(context) if self.bos_id is None else [self.bos_id, *context]
-        return branch_logits(self.decoder, fed, branches, None)
+        return branch_logits(self.decoder, self._behind_bos(context), branches, None)
 
 
 def read_frozen(folder: Path) -> FrozenModel:

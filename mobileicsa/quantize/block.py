@@ -19,7 +19,7 @@ from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, named_edges, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
-from mobileicsa.quantize.feedback import GROUPS, InputRows, round_block
+from mobileicsa.quantize.feedback import GROUPS, LINEARS, InputRows, round_block
 from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.ranges import edge_facts, encode_edge
@@ -85,7 +85,7 @@ def quantize_block(
         _smooth(spec, index, layer, stream, past, scheme, weights, recipe, piece, tick)
         # Scaling moves range into the cached values: the prefix's rows must be those of the scaled block.
         next_prefix, past = run_prefix(spec, layer, stream)
-    observed = observe(layer, stream.batches, f"layers.{index}")
+    observed = observe(layer, stream.batches, prefix)
     feedback = stream.quantized is not None
     inputs: dict[str, Any] = {group[0]: InputRows() if feedback else _InputMoments() for group in GROUPS}
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in inputs.items()]
@@ -104,7 +104,7 @@ def quantize_block(
         )
     _keep(prefix, layer, rounded, weights, piece)
     if recipe.learn:
-        names = [f"{name}.weight" for group in GROUPS for name in group]
+        names = [f"{name}.weight" for name in LINEARS]
         piece.real = {f"{prefix}.{name}": layer.get_parameter(name).data for name in names}
     _store_prefix(index, past, piece)
     return piece, Stream(content, next_prefix, quantized)
@@ -114,8 +114,7 @@ def weight_encodings(prefix: str, scheme: QuantScheme, promoted: Collection[str]
     """Encoding of every linear of the block at `prefix`, by its path in the block."""
     plain = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
     wide = WeightEncoding(bits=PROMOTED_BITS)
-    names = [name for group in GROUPS for name in group]
-    return {name: wide if f"{prefix}.{name}.weight" in promoted else plain for name in names}
+    return {name: wide if f"{prefix}.{name}.weight" in promoted else plain for name in LINEARS}
 
 
 def encode_part(

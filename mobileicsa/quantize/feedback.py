@@ -25,6 +25,7 @@ GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+LINEARS = tuple(name for group in GROUPS for name in group)
 # Passes of the calibration text through a block, for progress: one for each group, one for what leaves the block.
 PASSES = len(GROUPS) + 1
 # Edges that only a primitive program has; the rounding is chosen for the borders, which every program has.

@@ -42,8 +42,7 @@ def target_weight(weight: Tensor, hessian: Tensor, cross: Tensor, strength: floa
 
 def round_with_feedback(weight: Tensor, scale: Tensor, hessian: Tensor, encoding: WeightEncoding) -> Tensor:
     """Integers (out, in) int8 of W with scales (out,); columns in order of falling importance."""
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(damped(hessian)[order][:, order])
+    order, factor = _ordered_factor(hessian)
     open_weight = (weight / scale[:, None])[:, order].to(factor.dtype)
     integers = torch.empty_like(open_weight)
     columns = weight.shape[1]
@@ -67,9 +66,14 @@ def feedback_noise(hessian: Tensor) -> float:
     """Squared output error of a row whose columns are each rounded with a squared error of 1, with feedback; to nearest
     it is H's trace on average. `hessian` (in, in) is the mean of x x^T.
     """
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(damped(hessian)[order][:, order])
+    _, factor = _ordered_factor(hessian)
     return float(factor.diagonal().square().reciprocal().sum())
+
+
+def _ordered_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns in order of falling importance, and `_inverse_factor` of the damped H in that order."""
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    return order, _inverse_factor(damped(hessian)[order][:, order])
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:

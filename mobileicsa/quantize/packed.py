@@ -9,7 +9,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.layers import Linear
 from mobileicsa.models.load import empty_weights
-from mobileicsa.quantize.feedback import GROUPS
+from mobileicsa.quantize.feedback import LINEARS
 
 SCALE_BYTES = 4
 PROMOTED_BITS = 8
@@ -39,8 +39,7 @@ def packed_bytes(spec: ModelSpec, bits: Mapping[str, int]) -> int:
 
 def promotable(spec: ModelSpec) -> list[str]:
     """Names of the weights whose bits may be chosen: the linears of the blocks."""
-    names = [name for group in GROUPS for name in group]
-    return [f"layers.{index}.{name}.weight" for index in range(spec.num_layers) for name in names]
+    return [f"layers.{index}.{name}.weight" for index in range(spec.num_layers) for name in LINEARS]
 
 
 def bits_of(spec: ModelSpec, scheme: QuantScheme, promoted: Collection[str] = ()) -> dict[str, int]:

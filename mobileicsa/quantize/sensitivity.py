@@ -110,6 +110,7 @@ def _pass(
     tick: Callable[[], None],
 ) -> tuple[Stream, LayerCache]:
     """One block: the stream behind it, the prefix's K/V, and into `errors` its linears' expected output errors."""
+    path = f"layers.{index}"
     hessians = {group[0]: _Hessian() for group in GROUPS}
     prefix, past = run_prefix(spec, layer, stream)
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hessians.items()]
@@ -117,8 +118,7 @@ def _pass(
     for hook in hooks:
         hook.remove()
     if not bool(torch.isfinite(content).all()):
-        raise InputError(f"layers.{index}: the float model's output is NaN or infinite", hint="are the weights intact?")
-    path = f"layers.{index}"
+        raise InputError(f"{path}: the float model's output is NaN or infinite", hint="are the weights intact?")
     encodings = [weight_encodings(path, scheme, promoted) for promoted in ((), promotable(spec))]
     for group in GROUPS:
         hessian = hessians[group[0]].mean
