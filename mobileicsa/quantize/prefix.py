@@ -24,7 +24,7 @@ from mobileicsa.models.edge import Edge, replace_edges
 
 CANDIDATES = 16
 # Every candidate is tried on few short windows; the best few then on more and whole ones. Ranges are extremes: on 512
-# tokens the order of candidates is chance (SmolLM2 took "2" for a space: learned W8A8 at 1.034 instead of 1.029 of float).
+# tokens the order of candidates is chance (SmolLM2 took "2" for a space: learned W8A8 at 1.034 of float, not 1.029).
 SCREEN_SAMPLES, SCREEN_LENGTH, FINALISTS = 4, 128, 4
 SAMPLES = 16
 # A further token must take away this share of the noise, for it costs a cache slot.
