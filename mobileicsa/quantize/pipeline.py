@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from mobileicsa.quantize.derived import derived_edges
 from mobileicsa.quantize.ends import embedding_and_head, start
 from mobileicsa.quantize.learned import learn
 from mobileicsa.quantize.mixed import mix
-from mobileicsa.quantize.prefix import search_prefix
+from mobileicsa.quantize.prefix import race_length, search_prefix
 from mobileicsa.quantize.quality import Judge
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate
@@ -76,13 +76,13 @@ def quantize_model(
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
     With `limits` some linears of a 4-bit scheme get 8 bits, and the report has a section "mixed".
-    Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; in the end, to
-    judge the result, the whole model.
+    Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
+    and, in the end, to judge the result, the whole model.
     """
     if recipe.rotation == "hadamard":
         spec, weights = rotate(spec, weights)
     run = run_hash(spec, scheme, recipe, identity, windows, seed, limits)
-    prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, store, run, progress)
+    prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, seed, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
@@ -153,6 +153,7 @@ def _prefix(
     windows: Tensor,
     scheme: QuantScheme,
     recipe: Recipe,
+    seed: int,
     store: StageStore,
     run: str,
     progress: Progress,
@@ -160,9 +161,9 @@ def _prefix(
     if recipe.prefix_tokens == 0:
         return (), []
     if not store.done("prefix", run):
-        tick = progress.step("sink prefix", spec.num_layers * 5)
-        prefix, trials = search_prefix(spec, weights, scheme, windows, recipe.prefix_tokens, tick)
-        rows = [{"ids": list(trial.ids), "noise": trial.noise} for trial in trials]
+        tick = progress.step("sink prefix", race_length(len(windows), recipe.prefix_tokens))
+        prefix, trials = search_prefix(spec, weights, scheme, windows, recipe.prefix_tokens, seed, tick)
+        rows = [asdict(trial) for trial in trials]
         store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
     _, data = store.load("prefix")
     return tuple(data["prefix"]), data["trials"]

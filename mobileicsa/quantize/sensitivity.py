@@ -1,15 +1,14 @@
 """What rounding costs, part by part, before anything is rounded: expected KL to the float model from second moments.
 
-With a rounding error e added to a linear's output y, KL is about half of sum_i E[g_i^2] E[e_i^2], where g is the
-gradient of log p(token) for tokens drawn from the model's own prediction: the diagonal of the Fisher information, of
-outputs (as K-FAC, arXiv 1503.05671). E[e^2] follows from the weight's rounding error and the inputs' second moments.
-The model runs forward three times and backward once.
+See `fisher` for the estimate. E[e^2] of a linear's output follows from its weight's rounding error and its inputs'
+second moments. The model runs forward three times and backward once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Decoder, DecoderLayer, LayerCache, positions_for
-from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.decoder import Decoder, DecoderLayer
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import weight_encodings
 from mobileicsa.quantize.feedback import GROUPS
+from mobileicsa.quantize.fisher import SensedModel
 from mobileicsa.quantize.gptq_math import feedback_noise
 from mobileicsa.quantize.packed import promotable
 from mobileicsa.quantize.recipe import Recipe
@@ -72,14 +71,12 @@ def measure(
     stream = Stream(model.embed(windows), model.embed(torch.tensor([prefix], dtype=torch.int64)))
     tick = progress_of(spec.num_layers * stream.batches + windows.shape[0])
     errors: dict[str, tuple[Tensor, Tensor]] = {}
-    past: list[LayerCache] = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, DecoderLayer)
-        stream, cache = _pass(spec, index, layer, stream, scheme, recipe, errors, tick)
-        past.append(cache)
-    gradients, noise, shift = _gradients(model, windows, len(prefix), past, scheme, seed, tick)
+        stream = _pass(spec, index, layer, stream, scheme, recipe, errors, tick)
+    gradients, edges, shift = _gradients(model, windows, prefix, scheme, seed, tick)
     losses = [{name: 0.5 * float(gradients[name] @ errors[name][i]) for name in promotable(spec)} for i in (0, 1)]
-    return Sensitivity(plain=losses[0], promoted=losses[1], edges=0.5 * noise, prefix=shift)
+    return Sensitivity(plain=losses[0], promoted=losses[1], edges=edges, prefix=shift)
 
 
 class _Hessian:
@@ -108,8 +105,8 @@ def _pass(
     recipe: Recipe,
     errors: dict[str, tuple[Tensor, Tensor]],
     tick: Callable[[], None],
-) -> tuple[Stream, LayerCache]:
-    """One block: the stream behind it, the prefix's K/V, and into `errors` its linears' expected output errors."""
+) -> Stream:
+    """One block: the stream behind it, and into `errors` its linears' expected output errors."""
     path = f"layers.{index}"
     hessians = {group[0]: _Hessian() for group in GROUPS}
     prefix, past = run_prefix(spec, layer, stream)
@@ -127,7 +124,7 @@ def _pass(
             weight = layer.get_parameter(f"{name}.weight")
             plain, wide = (_row_errors(weight, hessian, by_name[name], recipe, noise) for by_name in encodings)
             errors[f"{path}.{name}.weight"] = plain, wide
-    return Stream(content, prefix), past
+    return Stream(content, prefix)
 
 
 def _row_errors(
@@ -147,34 +144,6 @@ def _row_errors(
     return ((error @ hessian.to(weight.dtype)) * error).sum(dim=1)
 
 
-class _SensedEdge(Edge):
-    """Passes its tensor through; sums the squares of its gradient, and keeps its range."""
-
-    def __init__(self, edge: Edge) -> None:
-        super().__init__(edge.role, edge.fixed)
-        self.low, self.high = edge.fixed or (0.0, 0.0)
-        self.squares = 0.0
-
-    def store(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return x
-        # A tensor of its own: the gradient of what reads this edge alone. The first edge is where gradients end.
-        y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        y.register_hook(self._add)  # type: ignore[no-untyped-call]
-        if self.fixed is None:
-            low, high = torch.aminmax(y.detach())
-            self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-        return y
-
-    def _add(self, gradient: Tensor) -> None:
-        self.squares += float(gradient.square().sum())
-
-    def noise(self, bits: int) -> float:
-        """Squares of the gradient times the variance of a rounding to a grid over the range."""
-        step: float = (self.high - self.low) / (2**bits - 1)
-        return self.squares * step * step / 12
-
-
 class _OutputSquares:
     """Forward hook: sums the squared gradient of each output channel."""
 
@@ -192,54 +161,20 @@ class _OutputSquares:
 def _gradients(
     model: Decoder,
     windows: Tensor,
-    start: int,
-    past: list[LayerCache],
+    prefix: tuple[int, ...],
     scheme: QuantScheme,
     seed: int,
     tick: Callable[[], None],
 ) -> tuple[dict[str, Tensor], float, float]:
-    """E[g^2] (out,) a token of every promotable weight's output, the sum of all 8-bit edges' E[g^2] E[e^2], and KL of
-    the float model to itself behind a prefix of `start` tokens."""
-    sensed: dict[str, _SensedEdge] = {}
-
-    def sense(name: str, edge: Edge) -> Edge:
-        if name != "embed.out" and scheme.bits(edge.role) != 8:
-            return edge
-        sensed[name] = _SensedEdge(edge)
-        return sensed[name]
-
-    replace_edges(model, sense)
+    """E[g^2] (out,) a token of every promotable weight's output; the means of what `fisher.Seen` holds."""
     outputs = {name: _OutputSquares() for name in promotable(model.spec)}
     for name, hook in outputs.items():
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(hook)
-    random = torch.Generator().manual_seed(seed)
-    shift = 0.0
-    ropes, masks = positions_for(model.spec, start, windows.shape[1])
+    sensed, seen = SensedModel(model, scheme), []
+    past = sensed.past(prefix)
+    generator = torch.Generator().manual_seed(seed)
     for window in windows:
-        with torch.enable_grad():
-            hidden, _ = model.hidden(window[None], ropes, masks, past if start else None)
-            logits = model.head(hidden)[0]
-        probabilities = torch.softmax(logits.detach(), dim=-1)
-        drawn = torch.multinomial(probabilities, 1, generator=random)
-        # The gradient of the sum over positions of log p(drawn token).
-        logits.backward(probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype)))
-        if start:
-            shift += float(_divergence(_plain_logits(model, window), logits.detach()))
+        seen.append(sensed.see(window, past, sensed.plain_logits(window), generator))
         tick()
-    tokens = windows.numel()
-    noise = sum(edge.noise(8) for edge in sensed.values() if scheme.bits(edge.role) == 8)
-    return {name: output.total / tokens for name, output in outputs.items()}, noise / tokens, shift / tokens
-
-
-def _plain_logits(model: Decoder, window: Tensor) -> Tensor:
-    """What the model says behind each token of a window (T,) that follows BOS alone, if there is one."""
-    bos = model.spec.bos_id
-    fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
-    logits: Tensor = model(fed[None])[0][0, -len(window) :]
-    return logits
-
-
-def _divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Sum over rows of KL(softmax(logits) || softmax(others))."""
-    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(others, dim=-1)
-    return (ours.exp() * (ours - theirs)).sum()
+    squares = {name: output.total / windows.numel() for name, output in outputs.items()}
+    return squares, fmean(s.edges for s in seen), fmean(s.prefix for s in seen)

@@ -117,21 +117,21 @@ def smoothing_figure(smoothing: dict[str, Any]) -> str | None:
 
 
 def prefix_figure(trials: Sequence[dict[str, Any]], chosen: Sequence[int]) -> str | None:
-    """Noise of every prefix tried, by its length; the chosen one marked."""
+    """Expected loss behind every prefix tried, by its length; the chosen one marked."""
     if len(trials) < 2:
         return None
     with drawing("prefix", 9, 2.9) as (_, axes, result):
         lengths = [len(trial["ids"]) for trial in trials]
-        axes.scatter(lengths, [trial["noise"] for trial in trials], s=14, color=COLORS[1], alpha=0.55, linewidths=0)
+        axes.scatter(lengths, [trial["loss"] for trial in trials], s=14, color=COLORS[1], alpha=0.55, linewidths=0)
         for trial in trials:
             if list(trial["ids"]) == list(chosen):
-                axes.scatter([len(chosen)], [trial["noise"]], s=70, facecolors="none", edgecolors=COLORS[0])
+                axes.scatter([len(chosen)], [trial["loss"]], s=70, facecolors="none", edgecolors=COLORS[0])
                 axes.annotate(
-                    "chosen", (len(chosen), trial["noise"]), xytext=(9, -3), textcoords="offset points", color=COLORS[0]
+                    "chosen", (len(chosen), trial["loss"]), xytext=(9, -3), textcoords="offset points", color=COLORS[0]
                 )
         axes.set_yscale("log")
         axes.set_xlabel("tokens in the prefix, BOS included")
-        axes.set_ylabel("noise it leaves")
+        axes.set_ylabel("expected KL, nats a token")
         axes.set_xlim(min(lengths) - 0.4, max(lengths) + 0.7)
         axes.set_xticks(sorted(set(lengths)))
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6, which="both")

@@ -1,0 +1,117 @@
+"""What rounding activations costs, before anything is rounded: expected KL to the float model by gradients.
+
+With a rounding error e added to a tensor, KL is about half of sum_i E[(g_i e_i)^2], where g is the gradient of log
+p(token) for tokens drawn from the model's own prediction: the diagonal of the Fisher information, of outputs (as K-FAC,
+arXiv 1503.05671). Error and gradient are multiplied element by element: most elements of a heavy-tailed tensor lie
+within half a step of 0, where their error is no more than they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobileicsa.calibrate.statistics import EdgeStatistics, fake_quantize
+from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
+from mobileicsa.models.edge import Edge, replace_edges
+
+SHRINKS = (1.0, 0.8, 0.65, 0.5)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A window behind a prefix, nats a token.
+
+    `edges`: expected KL of rounding every 8-bit edge to a grid over its least-error range in this window;
+    `prefix`: KL of the float model behind the prefix to itself behind BOS alone.
+    """
+
+    edges: float
+    prefix: float
+
+
+class _SensedEdge(Edge):
+    """Passes its tensor through; `loss` sums (g e)^2 over the elements of a backward pass, 0 where `bits` is None."""
+
+    def __init__(self, name: str, edge: Edge, bits: int | None) -> None:
+        super().__init__(edge.role, edge.fixed)
+        self.name, self.bits = name, bits
+        self.loss = 0.0
+
+    def store(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return x
+        # A tensor of its own: the gradient of what reads this edge alone. The first edge is where gradients end.
+        y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        if self.bits is not None:
+            error = self._error(y.detach(), self.bits)
+            y.register_hook(lambda gradient: self._add(gradient, error))  # type: ignore[no-untyped-call]
+        return y
+
+    def _error(self, x: Tensor, bits: int) -> Tensor:
+        """Of rounding to a grid over the range, shrunk to the least squared error unless it is known beforehand."""
+        if self.fixed is not None:
+            return fake_quantize(x, asymmetric(*self.fixed, bits)) - x
+        statistics = EdgeStatistics()
+        statistics.update(x, 1, self.name)
+        return fake_quantize(x, statistics.least_error(bits, None, SHRINKS)) - x
+
+    def _add(self, gradient: Tensor, error: Tensor) -> None:
+        self.loss += float((gradient * error).square().sum())
+
+
+class SensedModel:
+    """The float model with every 8-bit edge of a scheme sensed. Memory: the model and one window's backward pass."""
+
+    def __init__(self, model: Decoder, scheme: QuantScheme) -> None:
+        self.model, self.spec = model, model.spec
+        self._edges: list[_SensedEdge] = []
+
+        def sense(name: str, edge: Edge) -> Edge:
+            eight = scheme.bits(edge.role) == 8
+            if name != "embed.out" and not eight:
+                return edge
+            self._edges.append(_SensedEdge(name, edge, 8 if eight else None))
+            return self._edges[-1]
+
+        replace_edges(model, sense)
+
+    @torch.no_grad()
+    def past(self, prefix: tuple[int, ...]) -> list[LayerCache] | None:
+        """The prefix's K/V, a layer each; None without a prefix."""
+        if not prefix:
+            return None
+        ropes, masks = positions_for(self.spec, 0, len(prefix))
+        return self.model.hidden(torch.tensor([prefix]), ropes, masks)[1]
+
+    @torch.no_grad()
+    def plain_logits(self, window: Tensor) -> Tensor:
+        """What the model says (T, vocab) behind each token of a window (T,) that follows BOS alone, if there is one."""
+        bos = self.spec.bos_id
+        fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
+        logits: Tensor = self.model(fed[None])[0][0, -len(window) :]
+        return logits
+
+    def see(self, window: Tensor, past: list[LayerCache] | None, plain: Tensor, generator: torch.Generator) -> Seen:
+        """A window (T,) of token ids behind a prefix's K/V; `plain`: its `plain_logits`, not read without a prefix."""
+        for edge in self._edges:
+            edge.loss = 0.0
+        ropes, masks = positions_for(self.spec, 0 if past is None else past[0][0].shape[2], len(window))
+        with torch.enable_grad():
+            logits = self.model.head(self.model.hidden(window[None], ropes, masks, past)[0])[0]
+        probabilities = torch.softmax(logits.detach(), dim=-1)
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        # The gradient of the sum over positions of log p(drawn token).
+        logits.backward(probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype)))
+        shift = 0.0 if past is None else float(_divergence(plain, logits.detach()))
+        return Seen(0.5 * sum(edge.loss for edge in self._edges) / len(window), shift / len(window))
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Sum over rows of KL(softmax(logits) || softmax(others))."""
+    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(others, dim=-1)
+    return (ours.exp() * (ours - theirs)).sum()
