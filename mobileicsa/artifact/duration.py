@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import held_out
+from mobileicsa.quantize.prefix import race_length
 from mobileicsa.quantize.recipe import windows_of
 from mobileicsa.quantize.sensitivity import WINDOWS
 
@@ -23,7 +24,7 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     windows = windows_of(plan.recipe)
     steps = [("calibration text", 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights)]
     if plan.recipe.prefix_tokens:
-        steps.append(("sink prefix", 100.0 * weights))
+        steps.append(("sink prefix", 0.75 * weights * race_length(windows, plan.recipe.prefix_tokens)))
     if plan.limits is not None:
         steps.append(("sensitivity", 4.0 * weights * min(amount.samples, WINDOWS)))
     layers = plan.spec.num_layers
