@@ -34,6 +34,7 @@ OURS = (
     Variant("ours", "learned"),
     Variant("ours without prefix", "learned", {"prefix_tokens": 0}),
     Variant("ours without rotations", "learned", {"rotation": "off"}),
+    Variant("ours with learned rotations", "learned", {"rotation": "learned"}),
     Variant("ours without smoothing", "learned", {"smoothing": "off"}),
     Variant("ours with min-max ranges", "learned", {"ranges": "minmax"}),
     Variant("ours with clipped rounding, not GPTQ", "learned", {"weights": "clip"}),

@@ -243,6 +243,7 @@ class _Build:
             "quality": result.report["quality"],
             "learning": result.report.get("learning"),
             "mixed": result.report.get("mixed"),
+            "rotation": result.report.get("rotation"),
             "targets": exported,
             "default_target": plan.targets[0].name,
             "sizes": {

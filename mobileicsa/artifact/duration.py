@@ -8,6 +8,7 @@ from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import held_out
 from mobileicsa.quantize.prefix import race_length
 from mobileicsa.quantize.recipe import windows_of
+from mobileicsa.quantize.rotation_learning import STEPS, windows_seen
 from mobileicsa.quantize.sensitivity import WINDOWS
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     steps = [("calibration text", 0.1 if plan.calibration_text is not None else (30.0 + windows) * weights)]
     if plan.recipe.prefix_tokens:
         steps.append(("sink prefix", 0.75 * weights * race_length(windows, plan.recipe.prefix_tokens)))
+    if plan.recipe.rotation == "learned":
+        steps.append(("rotations", weights * (2.2 * windows_seen(windows) + 2.2 * STEPS)))
     if plan.limits is not None:
         steps.append(("sensitivity", 4.0 * weights * min(amount.samples, WINDOWS)))
     layers = plan.spec.num_layers

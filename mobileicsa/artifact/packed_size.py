@@ -42,7 +42,7 @@ def forecast(
     spec: ModelSpec, scheme: QuantScheme, recipe: Recipe, limits: Limits | None
 ) -> tuple[PackedSize, list[str]]:
     """The size, and what is odd about the budget; UsageError where not even the scheme's own bits fit in it."""
-    if recipe.rotation == "hadamard":
+    if recipe.rotation != "off":
         spec = rotated_spec(spec)
     least = packed_bytes(spec, bits_of(spec, scheme))
     if limits is None:

@@ -109,6 +109,8 @@ class BuildPlan:
         steps = ["calibration text: " + ("from file" if self.options.calibration else "written by the model itself")]
         if self.recipe.prefix_tokens:
             steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
+        if self.recipe.rotation == "learned":
+            steps.append("learn rotations of the residual stream and of each layer's values")
         if self.limits is not None:
             steps.append("measure what 4 bits cost each linear, give 8 to those that gain most for a byte")
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
@@ -240,8 +242,10 @@ def _estimate(spec: ModelSpec, recipe: Recipe, limits: Limits | None, targets: t
     # The whole model in float beside its integers; writing its text and exporting need no more.
     judging = integers * 5 + 2 * hidden + 4 * recipe.calibration.length * spec.vocab_size * 4
     learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
-    sensing = [] if limits is None else [integers * 4 + _backward_memory(spec, recipe.calibration.length)]
-    memory = BASE_MEMORY_BYTES + max(quantizing, judging, *sensing, *learning)
+    backward = integers * 4 + _backward_memory(spec, recipe.calibration.length)
+    sensing = [] if limits is None else [backward]
+    turning = [backward + _moments_memory(spec)] if recipe.rotation == "learned" else []
+    memory = BASE_MEMORY_BYTES + max(quantizing, judging, *sensing, *turning, *learning)
     copies = 1 + sum(len(target.backends) for target in targets)
     # Learning keeps the real weights, and those that a latent stage has learned, until the run is done.
     kept = 4 * spec.decoder_weight_count * (1 + len(recipe.learn)) if recipe.learn else 0
@@ -253,6 +257,11 @@ def _learning_memory(spec: ModelSpec, learning: Learning, length: int, integers:
     """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes."""
     copies = 7 if learning.weights == "latent" else 3
     return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * _backward_memory(spec, length)
+
+
+def _moments_memory(spec: ModelSpec) -> int:
+    """What learned rotations keep of every layer, twice but for the down projection's inputs."""
+    return 4 * spec.num_layers * (10 * spec.hidden_size**2 + spec.intermediate_size**2)
 
 
 def _backward_memory(spec: ModelSpec, length: int) -> int:

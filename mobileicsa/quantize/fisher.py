@@ -103,12 +103,17 @@ class SensedModel:
         ropes, masks = positions_for(self.spec, 0 if past is None else past[0][0].shape[2], len(window))
         with torch.enable_grad():
             logits = self.model.head(self.model.hidden(window[None], ropes, masks, past)[0])[0]
-        probabilities = torch.softmax(logits.detach(), dim=-1)
-        drawn = torch.multinomial(probabilities, 1, generator=generator)
-        # The gradient of the sum over positions of log p(drawn token).
-        logits.backward(probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype)))
+        logits.backward(drawn_gradient(logits.detach(), generator))
         shift = 0.0 if past is None else float(_divergence(plain, logits.detach()))
         return Seen(0.5 * sum(edge.loss for edge in self._edges) / len(window), shift / len(window))
+
+
+def drawn_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradient by the logits (T, vocab) of the sum over positions of log p(token), tokens drawn from the model's own
+    prediction."""
+    probabilities = torch.softmax(logits, dim=-1)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype))
 
 
 def _divergence(logits: Tensor, others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The order of a quantisation run: prefix, embedding, block after block, head; each step resumable."""
+"""The order of a quantisation run: prefix, rotations, embedding, block after block, head; each step resumable."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from mobileicsa.quantize.prefix import race_length, search_prefix
 from mobileicsa.quantize.quality import Judge
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import rotate
+from mobileicsa.quantize.rotation_learning import learn_rotations
 from mobileicsa.quantize.rounding import rounding_facts
 from mobileicsa.quantize.steps import Progress, StageStore
 from mobileicsa.quantize.student import Base
@@ -79,12 +80,18 @@ def quantize_model(
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
     and, in the end, to judge the result, the whole model.
     """
-    if recipe.rotation == "hadamard":
-        spec, weights = rotate(spec, weights)
+    rotated, rotation_report = None, None
+    if recipe.rotation != "off":
+        spec, rotated = rotate(spec, weights)
+        weights = rotated
     run = run_hash(spec, scheme, recipe, identity, windows, seed, limits)
     prefix, prefix_report = _prefix(spec, weights, windows, scheme, recipe, seed, store, run, progress)
     if not prefix and spec.bos_id is not None:
         windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
+    if rotated is not None and recipe.rotation == "learned":
+        weights, rotation_report = learn_rotations(
+            spec, rotated, prefix, windows, scheme, recipe, seed=seed, store=store, run=run, progress=progress
+        )
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
     mixed = None
     if limits is not None:
@@ -119,6 +126,8 @@ def quantize_model(
     report: dict[str, Any] = {"prefix": prefix_report, "edges": {}, "weights": {}, "smoothing": {}}
     if mixed is not None:
         report["mixed"] = mixed.report
+    if rotation_report is not None:
+        report["rotation"] = rotation_report
     for index, piece in enumerate(pieces):
         report["edges"] |= piece.report.get("edges", {})
         report["weights"] |= piece.report.get("weights", {})

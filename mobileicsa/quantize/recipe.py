@@ -73,7 +73,8 @@ class Recipe(BaseModel):
     """One quantisation run. Unknown keys are errors.
 
     - prefix_tokens: most tokens that the sink-prefix search may fix after BOS; 0 fixes none, not even BOS;
-    - rotation: "hadamard" folds rotations of the residual stream and of each head's values into the weights;
+    - rotation: "hadamard" folds rotations of the residual stream and of each head's values into the weights; "learned"
+      turns these to where rounding is expected to cost least, behind the prefix (as SpinQuant, by another loss);
     - smoothing: "off", "fixed" (first alpha at every norm, as SmoothQuant) or "search" (per site by output error);
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
     - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
@@ -86,7 +87,7 @@ class Recipe(BaseModel):
     name: str = Field(min_length=1, max_length=64)
     description: str = ""
     prefix_tokens: int = Field(default=0, ge=0, le=16)
-    rotation: Literal["off", "hadamard"] = "off"
+    rotation: Literal["off", "hadamard", "learned"] = "off"
     smoothing: Literal["off", "fixed", "search"] = "off"
     alphas: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.5,), min_length=1, max_length=64)
     ranges: Literal["minmax", "mse"] = "minmax"

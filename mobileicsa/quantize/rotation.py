@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -45,32 +45,61 @@ def rotated_spec(spec: ModelSpec) -> ModelSpec:
     return replace(spec, head_mix=spec.tied_head and rotates_stream(spec) is None)
 
 
-def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, WeightSource]:
-    """The rotated model: its spec and its weights, computed as they are asked for."""
-    source = _Rotated(spec, weights)
+@dataclass(frozen=True)
+class Rotations:
+    """Orthogonal float64: `stream` (hidden, hidden), None where it cannot be folded; `values` (layers, n, n), n the
+    size of a head, each layer's for all of its heads."""
+
+    stream: Tensor | None
+    values: Tensor
+
+    def turned(self, stream: Tensor | None, values: Tensor) -> Rotations:
+        """These, then rotations of the same shapes; None leaves the stream."""
+        return Rotations(
+            self.stream if self.stream is None or stream is None else self.stream @ stream, self.values @ values
+        )
+
+
+def hadamard_rotations(spec: ModelSpec) -> Rotations:
+    """The plain rotations: the same values' rotation in every layer."""
+    stream = random_hadamard(spec.hidden_size) if rotates_stream(spec) is None else None
+    return Rotations(stream, random_hadamard(spec.head_dim, seed=1).expand(spec.num_layers, -1, -1))
+
+
+def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, Rotated]:
+    """The model with the plain rotations: its spec and its weights, computed as they are asked for."""
     reason = rotates_stream(spec)
     if reason is not None:
         log.info("the residual stream is not rotated: %s", reason)
-    return rotated_spec(spec), source
+    return rotated_spec(spec), Rotated(spec, weights, hadamard_rotations(spec))
 
 
-class _Rotated:
-    def __init__(self, spec: ModelSpec, weights: WeightSource) -> None:
-        self.spec, self.weights = spec, weights
-        self.stream = random_hadamard(spec.hidden_size).float() if rotates_stream(spec) is None else None
-        self.value = random_hadamard(spec.head_dim, seed=1).float()
+class Rotated:
+    """Weights of `spec` (the model before) with rotations folded in."""
+
+    def __init__(self, spec: ModelSpec, weights: WeightSource, rotations: Rotations) -> None:
+        self.spec, self.weights, self.rotations = spec, weights, rotations
+        self.stream = None if rotations.stream is None else rotations.stream.float()
+        self.values = rotations.values.float()
+
+    def turned(self, stream: Tensor | None, values: Tensor) -> Rotated:
+        """The same model, rotated further (see `Rotations.turned`)."""
+        return Rotated(self.spec, self.weights, self.rotations.turned(stream, values))
 
     def get(self, name: str) -> Tensor:
-        _, module, parameter = _split(name)
+        layer, module, parameter = _split(name)
         tensor = self._plain(name)
         if module in WRITERS and self.stream is not None:
             tensor = self.stream.T @ tensor
         if module == "attn.o_proj" and parameter == "weight":
-            tensor = (tensor.view(tensor.shape[0], -1, self.spec.head_dim) @ self.value).reshape(tensor.shape)
+            tensor = (tensor.view(tensor.shape[0], -1, self.spec.head_dim) @ self._value(layer)).reshape(tensor.shape)
         if module == "attn.v_proj":
             heads = tensor.view(-1, self.spec.head_dim, tensor[0].numel())
-            tensor = (self.value.T @ heads).reshape(tensor.shape)
+            tensor = (self._value(layer).T @ heads).reshape(tensor.shape)
         return tensor
+
+    def _value(self, layer: str) -> Tensor:
+        return self.values[int(layer.removeprefix("layers."))]
 
     def _plain(self, name: str) -> Tensor:
         """R1's part of every tensor but the writers'."""
