@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.accuracy.ablation_figure import draw
 from benchmarks.accuracy.subject import Subject, add_options, subject
 from benchmarks.accuracy.variants import VARIANTS, Variant, slug, write_recipe
-from benchmarks.steps import INTEGER_ONLY, WINDOW, write_result
+from benchmarks.steps import WINDOW, write_result
 from mobileicsa.bench.environment import environment
 
 
@@ -33,7 +33,7 @@ def _row(of: Subject, variant: Variant, floats: dict[str, float]) -> dict[str, A
     name = f"ablation-{slug(variant)}"
     recipe = write_recipe(variant, of.steps.work / "recipes")
     folder = of.steps.artifact(name)
-    arguments = ["--model", of.model, "--scheme", variant.scheme, "--recipe", str(recipe), "--target", INTEGER_ONLY]
+    arguments = ["--model", of.model, "--scheme", variant.scheme, "--recipe", str(recipe), "--target", variant.target]
     built = of.steps.ask(f"build-{name}", "quantize", *arguments, "--output", folder, "--overwrite")
     found = {}
     for text in of.texts:
@@ -44,6 +44,7 @@ def _row(of: Subject, variant: Variant, floats: dict[str, float]) -> dict[str, A
         "name": variant.name,
         "recipe": variant.recipe,
         "changes": variant.changes,
+        "target": variant.target,
         "quantize_s": built["wall_s"],
         "texts": found,
         "ratio": mean,

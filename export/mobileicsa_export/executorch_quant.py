@@ -56,13 +56,13 @@ def nodes(editor: ProgramEditor, *targets: object) -> list[fx.Node]:
 
 
 def widen_int4(editor: ProgramEditor) -> dict[str, int]:
-    """XNNPACK tells 4-bit weights by the range [-8, 7]; that -8 is unused changes nothing.
+    """XNNPACK tells 4-bit weights by the range [-8, 7]; whether -8 is used changes nothing.
 
     It packs two to a byte across the ends of rows, so that rows of odd length come out shifted: those stay 8-bit.
     """
     odd = 0
     for node in nodes(editor, DEQUANTIZE_CHANNEL):
-        if node.args[4:6] != (-7, 7):
+        if node.args[4:6] not in ((-7, 7), (-8, 7)):
             continue
         weight = node.args[0]
         assert isinstance(weight, fx.Node)

@@ -34,6 +34,7 @@ from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.backend import find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.targets import check_codes
 from mobileicsa.quantize.pipeline import Result, quantize_model
 from mobileicsa.quantize.steps import Progress
 
@@ -280,6 +281,7 @@ def export_artifact(folder: Path, target: Target, output: Path, progress: Progre
     """Write a finished artifact's program for another target into a new folder `output`; returns its facts."""
     check_output(output, folder, overwrite=False)
     frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
+    check_codes(frozen.plan.scheme, target)
     decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
     result: dict[str, Any] = {"target": target.name, "backends": {}}
     run = "export" + sha256_bytes(repr(target).encode())[:10]

@@ -28,10 +28,10 @@ from mobileicsa.io.machine import BASE_MEMORY_BYTES, available_memory, free_disk
 from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
-from mobileicsa.program.targets import DEFAULT_TARGET, find_target
+from mobileicsa.program.targets import DEFAULT_TARGET, check_codes, find_target
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
-from mobileicsa.quantize.recipe import Learning, Recipe, load_recipe, stages_for, windows_of
+from mobileicsa.quantize.recipe import Learning, Recipe, codes_for, load_recipe, stages_for, windows_of
 
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
@@ -129,13 +129,14 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     limits = limits_for(scheme, options.budget_bytes, options.max_ppl_increase)
     chosen = options.recipe or DEFAULT_RECIPES[scheme.weight_bits]
     recipe = scaled(stages_for(load_recipe(chosen, options.overrides), scheme), options.effort)
+    scheme = codes_for(scheme, recipe)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
     targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: must lie between 0 and 2**63 - 1")
     check_output(options.output, _local(options.model), options.overwrite)
-    _check_backends(targets)
+    _check_targets(targets, scheme)
     text = None if options.calibration is None else read_text(options.calibration)
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
@@ -193,9 +194,10 @@ def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec, strict: bool) -> l
     return notes
 
 
-def _check_backends(targets: tuple[Target, ...]) -> None:
+def _check_targets(targets: tuple[Target, ...], scheme: QuantScheme) -> None:
     known = backends()
     for target in targets:
+        check_codes(scheme, target)
         for name in target.backends:
             reason = known[name].unavailable() if name in known else "no such back end is installed"
             if reason is not None:
@@ -208,13 +210,15 @@ def _check_accumulators(spec: ModelSpec, scheme: QuantScheme, limits: Limits | N
     16-bit activations are summed a byte at a time, so that the same bound holds for them.
     """
     inner = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    inner_bits = scheme.weight_bits if limits is None else PROMOTED_BITS
-    for part, products, bits in (("layers", inner, inner_bits), ("head", spec.hidden_size, scheme.head_bits)):
-        largest = -WeightEncoding(bits=bits, narrow=scheme.narrow_weights).qmin
+    plain = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
+    widest = plain if limits is None else WeightEncoding(bits=PROMOTED_BITS)
+    head = WeightEncoding(bits=scheme.head_bits)
+    for part, products, weight in (("layers", inner, widest), ("head", spec.hidden_size, head)):
+        largest = -weight.qmin
         if products * ACTIVATION_STEPS * largest > INT32_MAX:
             raise SchemeError(
                 f"scheme {scheme.name}: {part}: sums over {products} products can overflow 32 bits",
-                hint=f"at {bits}-bit weights a row may have {INT32_MAX // (ACTIVATION_STEPS * largest)} at most",
+                hint=f"at {weight.bits}-bit weights a row may have {INT32_MAX // (ACTIVATION_STEPS * largest)} at most",
             )
 
 

@@ -60,6 +60,7 @@ def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
                 f"{_counts(census['weights'])} tensors, {size(census['packed_weights_bytes'])} packed; "
                 f"{census['decoder_weights']:,} values in the decoder",
             ),
+            ("4-bit codes", None if document["narrow_weights"] else "-8 to 7"),
             *mixed_facts(document["mixed"], size),
             *((f"int8 {path}", f"layers {spans(layers)}") for path, layers in document["promoted"].items()),
             ("edges", f"{_counts(census['edges'])} encodings"),

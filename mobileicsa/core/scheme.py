@@ -14,7 +14,8 @@ class QuantScheme:
     """Bits per role. Activations are static, per tensor; weights symmetric per output channel.
 
     Invariants: `activation_bits` names every edge role except "constant" and "internal" ones, which are 16.
-    `narrow_weights`: the code -2**(b-1) is unused, as targets that want [-7, 7] require.
+    `narrow_weights`: 4-bit weights leave the code -8 unused, as targets that want [-7, 7] require; 8-bit ones always
+    leave -128.
     """
 
     name: str
@@ -23,6 +24,10 @@ class QuantScheme:
     head_bits: int = 8
     embedding_bits: int = 8
     narrow_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight_bits == 8 and not self.narrow_weights:
+            raise SchemeError(f"scheme {self.name}: 8-bit weights have no code -128")
 
     def bits(self, role: str) -> int:
         return self.activation_bits.get(role, 16)

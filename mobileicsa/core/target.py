@@ -14,7 +14,8 @@ class Target:
 
     - nonlinear: "fused" runs norm, softmax, RoPE and SiLU in float between encoded borders (host CPU);
       "primitive" encodes every inner edge too (integer-only compilers);
-    - int4_storage: how writers store 4-bit weights;
+    - int4_storage: how writers store 4-bit weights; int4_full_range: whether they may have the code -8 (TOSA's INT4
+      is [-7, 7]);
     - context: cache slots including the prefix; prefill_chunk: tokens per prefill call.
     """
 
@@ -23,6 +24,7 @@ class Target:
     backends: tuple[str, ...]
     nonlinear: Literal["fused", "primitive"] = "fused"
     int4_storage: Literal["int4", "int8"] = "int4"
+    int4_full_range: bool = False
     context: int = 512
     prefill_chunk: int = 64
 

@@ -8,7 +8,8 @@ from importlib.resources import files
 
 import yaml
 
-from mobileicsa.core.errors import InputError
+from mobileicsa.core.errors import InputError, SchemeError
+from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.target import Target
 
 DEFAULT_TARGET = "host-cpu"
@@ -34,3 +35,14 @@ def find_target(name: str) -> Target:
             hint=f"did you mean {near[0]}?" if near else None,
         )
     return targets[name]
+
+
+def check_codes(scheme: QuantScheme, target: Target) -> None:
+    """SchemeError where the scheme's 4-bit weights may have a code that the target's do not."""
+    if scheme.narrow_weights or target.int4_full_range:
+        return
+    able = sorted(name for name, other in all_targets().items() if other.int4_full_range)
+    raise SchemeError(
+        f"--target {target.name}: takes 4-bit weights from -7 to 7, {scheme.name} with codes: full has -8 too",
+        hint=f"quantise with codes=narrow, or for {' or '.join(able)} only",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,6 +80,7 @@ class Recipe(BaseModel):
     - ranges: "minmax", or "mse" (8-bit edges shrink to the least error on a sample);
     - weights: "nearest", "clip" (activation-aware clip before rounding), or "gptq" (that, and error feedback on the
       inputs that the quantised model has, for weights of less than 8 bits);
+    - codes of 4-bit weights: "narrow" (-7 to 7), or "full" (-8 to 7), which not every target takes;
     - learn: learning stages after that, in order;
     - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares).
     """
@@ -93,6 +95,8 @@ class Recipe(BaseModel):
     ranges: Literal["minmax", "mse"] = "minmax"
     weights: Literal["nearest", "clip", "gptq"] = "nearest"
     asymmetric: float = Field(default=0.0, ge=0.0, le=1.0)
+    # Not kept where it is the default: runs from before there was a choice keep their identity.
+    codes: Literal["narrow", "full"] = Field(default="narrow", exclude_if=lambda codes: codes == "narrow")
     calibration: Calibration = Calibration()
     learn: tuple[Learning, ...] = Field(default=(), max_length=8)
 
@@ -111,11 +115,16 @@ RATES_AT_8_BITS = {"lr_scales": 0.25, "lr_gains": 0.25, "lr_prefix": 0.25}
 def stages_for(recipe: Recipe, scheme: QuantScheme) -> Recipe:
     """The recipe as a scheme runs it: at 8 bits latent weights do not learn, for their rounding costs next to
     nothing there (SmolLM2's blocks: error 0.0064 before, 0.0063 after, in eight minutes), and the rest but ranges
-    learns in smaller steps."""
+    learns in smaller steps; nor do they get one more code."""
     if scheme.weight_bits < 8:
         return recipe
     stages = (stage for stage in recipe.learn if stage.weights != "latent")
-    return recipe.model_copy(update={"learn": tuple(_smaller_steps(stage) for stage in stages)})
+    return recipe.model_copy(update={"learn": tuple(_smaller_steps(stage) for stage in stages), "codes": "narrow"})
+
+
+def codes_for(scheme: QuantScheme, recipe: Recipe) -> QuantScheme:
+    """The scheme with the codes of a recipe that `stages_for` made for it."""
+    return replace(scheme, narrow_weights=recipe.codes == "narrow")
 
 
 def _smaller_steps(stage: Learning) -> Learning:

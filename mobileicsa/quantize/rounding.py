@@ -25,11 +25,16 @@ Rounded = tuple[Tensor, Tensor]
 CLIP_RATIOS = tuple(1.0 - 0.025 * i for i in range(21))
 
 
+def least_scale(weight: Tensor, encoding: WeightEncoding) -> Tensor:
+    """Least scale (out,) at which no value of a row of weight (out, in) saturates, differentiable; 0 for a zero row."""
+    low, high = torch.aminmax(weight, dim=1)
+    return torch.maximum(high / encoding.qmax, low / encoding.qmin)
+
+
 def weight_scale(weight: Tensor, encoding: WeightEncoding) -> Tensor:
-    """Scale (out,) that maps the largest magnitude of each row of weight (out, in) to qmax; 1 for a zero row."""
-    largest = weight.abs().amax(dim=1)
-    scale = (largest / encoding.qmax).clamp(min=MIN_SCALE)
-    return torch.where(largest > 0, short_scale(scale), torch.ones_like(largest))
+    """Scale (out,) at which each row of weight (out, in) just fits its codes; 1 for a zero row."""
+    least = least_scale(weight, encoding)
+    return torch.where(least > 0, short_scale(least.clamp(min=MIN_SCALE)), torch.ones_like(least))
 
 
 def short_scale(scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
 from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
 from mobileicsa.quantize.learn_math import exported_scale, on_grid, product_dtype, round_codes, scaled_product
-from mobileicsa.quantize.rounding import Rounded
+from mobileicsa.quantize.rounding import Rounded, least_scale
 
 # sigmoid(4) = 0.982: where MobileQuant's weight clipping starts.
 CLIP_START = 4.0
@@ -130,7 +130,7 @@ class StudentLinear(Linear):
         limits = (self.encoding.qmin, self.encoding.qmax)
         if self.mode == "clip":
             w = w if self.rows is None else w / self.rows()[:, None]
-            full = (w.abs().amax(dim=1) / self.encoding.qmax).clamp(min=MIN_SCALE)
+            full = least_scale(w, self.encoding).clamp(min=MIN_SCALE)
             scale = exported_scale(torch.sigmoid(self.clip) * full)
             return round_codes(w / scale[:, None], *limits, clips=True), scale
         scale = self.start * self.log_scale.exp()

@@ -34,6 +34,7 @@ def contents(folder: Path, *, edges: str = "") -> dict[str, Any]:
         "folder": str(folder),
         "model": report["model"],
         "scheme": plan.scheme.name,
+        "narrow_weights": plan.scheme.narrow_weights,
         "prefix_ids": list(plan.prefix_ids),
         "census": _census(plan),
         "promoted": promoted_layers(plan.promoted),
@@ -48,7 +49,7 @@ def contents(folder: Path, *, edges: str = "") -> dict[str, Any]:
             for name, encoding in plan.edges.items()
             if wanted.search(name)
         },
-        "weights": {name: {"bits": weight.bits, "axis": 0} for name, weight in plan.weights.items()},
+        "weights": {name: {"bits": w.bits, "axis": 0, "narrow": w.narrow} for name, w in plan.weights.items()},
     }
 
 

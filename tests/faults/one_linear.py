@@ -23,6 +23,7 @@ from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
 from mobileicsa.program.qdq import QdqEdge, QuantLinear
 
+INT8 = WeightEncoding(bits=8)
 NUMERICS: tuple[Numerics, ...] = ("as_written", "fast", "exact")
 
 
@@ -33,7 +34,7 @@ def encoding(scale: float, zero: int, bits: int = 8) -> TensorEncoding:
 class OneLinear(nn.Module):
     """x (rows, K) float32 -> integers of the output edge; real values where it has 16 bits, which XNNPACK lacks.
 
-    Weights (N, K) are random codes of `bits` bits, seeded.
+    Weights (N, K) are random codes of `kind`, seeded.
     """
 
     def __init__(
@@ -42,16 +43,15 @@ class OneLinear(nn.Module):
         y: TensorEncoding,
         scales: Tensor,
         inputs: int,
-        bits: int = 8,
+        kind: WeightEncoding = INT8,
         bias: Tensor | None = None,
     ) -> None:
         super().__init__()
-        kind = WeightEncoding(bits=bits)
         generator = torch.Generator().manual_seed(inputs)
         codes = torch.randint(kind.qmin, kind.qmax + 1, (len(scales), inputs), generator=generator).to(torch.int8)
         plain = Linear(inputs, len(scales), bias=False, role="qkv")
         plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.bits = bits
+        self.bits = kind.bits
         self.x, self.y = QdqEdge(Edge("norm_out"), x), QdqEdge(Edge("qkv"), y)
         self.linear = QuantLinear(plain, codes, scales.to(torch.float32), kind)
         self.linear.out = Edge("qkv")

@@ -23,6 +23,7 @@ def singles(low: float, high: float) -> st.SearchStrategy[float]:
 
 SCALES, ENDS, WEIGHTS = singles(MIN_SCALE, 1e30), singles(-1e37, 1e37), singles(-1e36, 1e36)
 ACTIVATION_MANTISSA_BITS = 6
+INT8, INT4, FULL_INT4 = WeightEncoding(bits=8), WeightEncoding(bits=4), WeightEncoding(bits=4, narrow=False)
 
 
 @given(SCALES, st.sampled_from([0, 2, 6, 15]))
@@ -70,13 +71,14 @@ def test_fault_26_every_value_in_a_range_is_within_half_a_step_of_the_grid(
 @settings(max_examples=60)
 @given(
     st.lists(WEIGHTS, min_size=2, max_size=8),
-    st.sampled_from([4, 8]),
+    st.sampled_from([INT8, INT4, FULL_INT4]),
     st.booleans(),
 )
-@example([0.0, -0.0], 8, True)
-@example([1e-44, -1e-44], 4, False)
-def test_fault_26_every_row_of_weights_has_a_usable_scale(row: list[float], bits: int, clip: bool) -> None:
-    weight, kind = torch.tensor([row], dtype=torch.float32), WeightEncoding(bits=bits)
+@example([0.0, -0.0], INT8, True)
+@example([1e-44, -1e-44], INT4, False)
+@example([-8.0, 7.0], FULL_INT4, False)
+def test_fault_26_every_row_of_weights_has_a_usable_scale(row: list[float], kind: WeightEncoding, clip: bool) -> None:
+    weight = torch.tensor([row], dtype=torch.float32)
     scale = clipped_scale(weight, torch.ones(len(row)), kind) if clip else weight_scale(weight, kind)
     assert math.isfinite(scale[0])
     assert scale[0] > 0

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from one_linear import NUMERICS, OneLinear, by_executorch, by_onnx, encoding, simulated
+from one_linear import INT8, NUMERICS, OneLinear, by_executorch, by_onnx, encoding, simulated
 from torch import Tensor
 
+from mobileicsa.core.plan import WeightEncoding
+
 X_SCALE, X_ZERO = 2.0**-4, -7
+KINDS = {"w8": INT8, "w4": WeightEncoding(bits=4), "w4_with_-8": WeightEncoding(bits=4, narrow=False)}
 MULTIPLIERS = [2.0**-40, 2.0**-23, 0.0117, 0.5, 1.0, 255.0, 256.0, 2.0**12, 2.0**40]
 
 
-def with_multiplier(multiplier: float, inputs: int, bits: int = 8, bias: Tensor | None = None) -> OneLinear:
+def with_multiplier(
+    multiplier: float, inputs: int, kind: WeightEncoding = INT8, bias: Tensor | None = None
+) -> OneLinear:
     """Scale of a sum over scale of the output."""
     y_scale = 2.0**-3
     scales = torch.full((5,), multiplier * y_scale / X_SCALE)
-    return OneLinear(encoding(X_SCALE, X_ZERO), encoding(y_scale, 11), scales, inputs, bits, bias)
+    return OneLinear(encoding(X_SCALE, X_ZERO), encoding(y_scale, 11), scales, inputs, kind, bias)
 
 
 def half_steps(inputs: int) -> Tensor:
@@ -71,8 +76,8 @@ def test_fault_26_a_bias_beyond_int32_gives_the_simulators_integers(tmp_path: Pa
 def test_fault_27_ties_edges_and_odd_rows_give_the_simulators_integers(inputs: int, tmp_path: Path) -> None:
     """XNNPACK's 4-bit rows of odd length came out shifted by half a byte."""
     models = {
-        f"w{bits}_{name}": with_multiplier(multiplier, inputs, bits)
-        for bits in (8, 4)
+        f"{kind}_{name}": with_multiplier(multiplier, inputs, encoding)
+        for kind, encoding in KINDS.items()
         for name, multiplier in (("half", 0.5), ("small", 3 * 2.0**-9))
     }
     x = half_steps(inputs)

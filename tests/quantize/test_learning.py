@@ -29,16 +29,16 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def base_of(folder: Path, learning: Learning, **changes: object) -> tuple[FloatWeights, Base]:
+def base_of(folder: Path, learning: Learning, codes: str = "narrow", **changes: object) -> tuple[FloatWeights, Base]:
     """The model quantised without learning, as the first stage gets it."""
     spec, weights = tiny_weights(folder, **changes)
-    store = Memory(stop_at="never")
-    result = quantized(spec, weights, learning.model_copy(update={"steps": 1, "scope": "block"}), store=store)
+    store, short = Memory(stop_at="never"), learning.model_copy(update={"steps": 1, "scope": "block"})
+    result = quantized(spec, weights, short, store=store, fields={"codes": codes})
     real: dict[str, Tensor] = {}
     for name, (_, tensors, _) in store.kept.items():
         if name.startswith("layer-"):
             real |= {key.removeprefix("real."): t for key, t in tensors.items() if key.startswith("real.")}
-    plain = quantized(spec, weights)
+    plain = quantized(spec, weights, fields={"codes": codes})
     assert set(real) == {name for name in result.plan.weights if "embed" not in name}
     return weights, Base(plain.plan, plain.tensors, real)
 
@@ -63,11 +63,14 @@ def outputs(student: Student, base: Base, ids: Tensor) -> tuple[Tensor, Tensor]:
         return ours, decoder(ids, model.prefix_cache())[0].to(torch.float32)
 
 
+@pytest.mark.parametrize("codes", ["narrow", "full"])
 @pytest.mark.parametrize("learning", [LATENT, CLIP, LATENT.model_copy(update={"weights": "scale", "lr_weights": 0.0})])
-def test_what_is_learned_is_what_is_exported(learning: Learning, tmp_path: Path) -> None:
-    _, base = base_of(tmp_path, learning)
+def test_what_is_learned_is_what_is_exported(learning: Learning, codes: str, tmp_path: Path) -> None:
+    _, base = base_of(tmp_path, learning, codes)
     student = Student(base, learning)
     disturb(student)
+    learned = student.freeze(base).tensors
+    assert min(int(learned[name].min()) for name in base.real) == (-8 if codes == "full" else -7)
     ours, exported = outputs(student, base, windows(1))
     step = base.plan.edges["head.logits"].scale[0]
     # A value at a tie may round the other way (float32 here, float64 there); a wrong scale would show everywhere.

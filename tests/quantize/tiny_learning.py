@@ -18,7 +18,7 @@ from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.models.load import FloatWeights, read_spec
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.pipeline import Result, quantize_model
-from mobileicsa.quantize.recipe import Learning, Recipe
+from mobileicsa.quantize.recipe import Learning, Recipe, codes_for
 
 
 class Memory:
@@ -69,7 +69,7 @@ def quantized(
         spec,
         weights,
         windows(),
-        find_scheme(scheme),
+        codes_for(find_scheme(scheme), recipe),
         recipe,
         store=store or Memory(),
         identity="tiny",
