@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,12 @@ def make_artifact(
     recipe: str = "prefix",
     target: str = DEFAULT_TARGET,
     finish: Callable[[Path], None] = lambda folder: None,
+    fields: Sequence[str] = (),
 ) -> Path:
-    """Quantise the tiny checkpoint into `folder`/artifact with a few windows of text; returns that folder."""
+    """Quantise the tiny checkpoint into `folder`/artifact with a few windows of text; returns that folder.
+
+    `fields`: more overrides of the recipe's.
+    """
     checkpoint = write_checkpoint(folder / "checkpoint")
     text = folder / "calibration.txt"
     text.write_text(TEXT)
@@ -105,7 +109,7 @@ def make_artifact(
         recipe=recipe,
         targets=(target,),
         calibration=text,
-        overrides=overrides,
+        overrides=(*overrides, *fields),
     )
     build(plan_build(options), Silent(), finish)
     return folder / "artifact"
