@@ -1,4 +1,4 @@
-"""Bias correction on a tiny random model: means come right, blocks come nearer to float, runs resume to the same bytes."""
+"""Bias correction on a tiny random model: means come right, blocks come nearer to float, resumed runs are equal."""
 
 from __future__ import annotations
 
