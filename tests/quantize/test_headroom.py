@@ -33,7 +33,8 @@ def test_a_token_beyond_calibration_clips_less_and_all_others_round_more_coarsel
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     beyond = x.max().reshape(1) * 1.3
     assert error(x, "down_in", ranges, 1.2, beyond) < 0.5 * error(x, "down_in", ranges, 1.0, beyond)
-    assert error(x, "down_in", ranges, 1.2, x) > error(x, "down_in", ranges, 1.0, x) or ranges == "mse"
+    inner = x[x.abs() < 2.0]
+    assert error(x, "down_in", ranges, 1.2, inner) > error(x, "down_in", ranges, 1.0, inner)
     assert error(x, "residual", ranges, 1.2, beyond) == error(x, "residual", ranges, 1.0, beyond)
 
 
