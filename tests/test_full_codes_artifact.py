@@ -18,7 +18,7 @@ from mobileicsa.report.contents import contents
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return make_artifact(tmp_path_factory.mktemp("full"), scheme="w4a8", recipe="rotated", more=["codes=full"])
+    return make_artifact(tmp_path_factory.mktemp("full"), scheme="w4a8", recipe="rotated", fields=["codes=full"])
 
 
 def test_its_integers_are_the_same_on_every_runtime(full: Path) -> None:
@@ -47,5 +47,5 @@ def test_it_is_not_exported_for_a_target_without_the_code(full: Path, tmp_path: 
 
 def test_it_is_not_quantised_for_a_target_without_the_code(tmp_path: Path) -> None:
     with pytest.raises(SchemeError, match=r"--target generic-npu: .* w4a8 with codes: full has -8 too"):
-        make_artifact(tmp_path, scheme="w4a8", target="generic-npu", more=["codes=full"])
+        make_artifact(tmp_path, scheme="w4a8", target="generic-npu", fields=["codes=full"])
     assert not (tmp_path / "artifact").exists()

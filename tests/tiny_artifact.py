@@ -87,11 +87,11 @@ def make_artifact(
     recipe: str = "prefix",
     target: str = DEFAULT_TARGET,
     finish: Callable[[Path], None] = lambda folder: None,
-    more: Sequence[str] = (),
+    fields: Sequence[str] = (),
 ) -> Path:
     """Quantise the tiny checkpoint into `folder`/artifact with a few windows of text; returns that folder.
 
-    `more`: further overrides of the recipe.
+    `fields`: more overrides of the recipe's.
     """
     checkpoint = write_checkpoint(folder / "checkpoint")
     text = folder / "calibration.txt"
@@ -109,7 +109,7 @@ def make_artifact(
         recipe=recipe,
         targets=(target,),
         calibration=text,
-        overrides=(*overrides, *more),
+        overrides=(*overrides, *fields),
     )
     build(plan_build(options), Silent(), finish)
     return folder / "artifact"

@@ -44,6 +44,8 @@ OURS = (
     Variant("ours with min-max ranges", "learned", {"ranges": "minmax"}),
     Variant("ours with clipped rounding, not GPTQ", "learned", {"weights": "clip"}),
     Variant("ours with half asymmetric GPTQ", "learned", {"asymmetric": 0.5}),
+    Variant("ours with head-room 1.1", "learned", {"headroom": 1.1}),
+    Variant("ours with bias correction", "learned", {"bias_correction": True}),
     Variant("ours without learning", "learned", {"learn": []}),
     Variant("ours without block learning", "learned", {"learn.0": None}),
     Variant("ours without end-to-end learning", "learned", {"learn.1": None}),

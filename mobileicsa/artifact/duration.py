@@ -43,6 +43,8 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
             steps += [("float model", 0.6 * weights * windows), ("learn end to end", learning)]
     if plan.recipe.learn:
         steps.append(("ranges after learning", 30.0 * weights))
+    if plan.recipe.bias_correction:  # passes as many as error feedback's
+        steps.append(("bias correction", 90.0 * weights * tokens))
     for target in plan.targets:
         steps += [(f"write {name} for {target.name}", 30.0 + 30.0 * weights) for name in target.backends]
     if plan.limits is not None:

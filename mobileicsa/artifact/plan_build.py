@@ -116,6 +116,8 @@ class BuildPlan:
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
         scopes = {"block": "in each block", "model": "end to end"}
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
+        if self.recipe.bias_correction:
+            steps.append("fold the mean output error of each linear into its bias")
         for target in self.targets:
             steps += [f"write {backend} for {target.name}" for backend in target.backends]
         if self.limits is not None:

@@ -38,20 +38,23 @@ class EdgeStatistics:
         taken = flat[::stride].clone()
         self.sample = taken if self.sample is None else torch.cat((self.sample, taken))
 
-    def min_max(self, bits: int, mantissa_bits: int | None) -> TensorEncoding:
-        return asymmetric(self.low, self.high, bits, mantissa_bits)
+    def min_max(self, bits: int, mantissa_bits: int | None, factor: float = 1.0) -> TensorEncoding:
+        """The range of all values seen, its ends `factor` times as far from 0."""
+        return asymmetric(self.low * factor, self.high * factor, bits, mantissa_bits)
 
-    def least_error(self, bits: int, mantissa_bits: int | None, ratios: tuple[float, ...]) -> TensorEncoding:
-        """The shrunk range with the least mean squared error on the sample, the extremes always among it."""
+    def least_error(
+        self, bits: int, mantissa_bits: int | None, ratios: tuple[float, ...], headroom: float = 1.0
+    ) -> TensorEncoding:
+        """The shrunk range with the least mean squared error on the sample, the extremes always among it; its ends
+        then `headroom` times as far from 0."""
         assert self.sample is not None
         values = torch.cat((self.sample, torch.tensor([self.low, self.high])))
-        best, best_error = self.min_max(bits, mantissa_bits), float("inf")
+        best, best_error = 1.0, float("inf")
         for ratio in ratios:
-            candidate = asymmetric(self.low * ratio, self.high * ratio, bits, mantissa_bits)
-            error = float((fake_quantize(values, candidate) - values).square().mean())
+            error = float((fake_quantize(values, self.min_max(bits, mantissa_bits, ratio)) - values).square().mean())
             if error < best_error:
-                best, best_error = candidate, error
-        return best
+                best, best_error = ratio, error
+        return self.min_max(bits, mantissa_bits, best * headroom)
 
 
 def finite_range(x: Tensor, where: str) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.quantize.equivalent import capture, choose_and_apply
 from mobileicsa.quantize.feedback import GROUPS, LINEARS, InputRows, round_block
 from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
+from mobileicsa.quantize.output_means import FloatMeans
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.ranges import edge_facts, encode_edge
 from mobileicsa.quantize.recipe import Recipe
@@ -37,6 +38,8 @@ class Piece:
     report: dict[str, Any] = field(default_factory=dict)
     # The real-valued linear weights behind the integers, kept where learning goes on from them.
     real: dict[str, Tensor] = field(default_factory=dict)
+    # The float linears' mean outputs, where biases are corrected by them.
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, ObservedEdge]:
@@ -89,9 +92,12 @@ def quantize_block(
     feedback = stream.quantized is not None
     inputs: dict[str, Any] = {group[0]: InputRows() if feedback else _InputMoments() for group in GROUPS}
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in inputs.items()]
+    means = FloatMeans(layer) if recipe.bias_correction else None
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
     for hook in hooks:
         hook.remove()
+    if means is not None:
+        piece.means = means.finish(prefix)
     _observe_prefix(layer, past)
     encode_part(prefix, observed, scheme, recipe, piece)
     quantized = None
@@ -124,7 +130,7 @@ def encode_part(
     rows = piece.report.setdefault("edges", {})
     for name, edge in observed.items():
         path = f"{prefix}.{name}" if prefix else name
-        encoding = encode_edge(edge, scheme, recipe.ranges)
+        encoding = encode_edge(edge, scheme, recipe.ranges, recipe.headroom)
         piece.edges[path] = encoding
         if edge.role != "constant":
             rows[path] = edge_facts(edge, encoding)

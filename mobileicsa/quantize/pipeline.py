@@ -15,6 +15,7 @@ from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.quantize.bias_correction import correct_biases
 from mobileicsa.quantize.block import Piece, passes, quantize_block
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.derived import derived_edges
@@ -30,8 +31,8 @@ from mobileicsa.quantize.rounding import rounding_facts
 from mobileicsa.quantize.steps import Progress, StageStore
 from mobileicsa.quantize.student import Base
 
-# Before the names of real weights in a stored layer.
-REAL = "real."
+# Before the names of real weights, and of mean outputs, in a stored layer.
+REAL, MEAN = "real.", "mean."
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def quantize_model(
         piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick, promoted)
         # The stream first: a finished block without the stream behind it would be of no use.
         store.save(_stream_stage(index), f"{run}:{index}", stream.tensors(), {})
-        real = {f"{REAL}{name}": weight for name, weight in piece.real.items()}
-        store.save(_layer_stage(index), run, piece.tensors | real, _piece_json(piece))
+        store.save(_layer_stage(index), run, _piece_tensors(piece), _piece_json(piece))
         pieces.append(piece)
     pieces.append(embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
     tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
@@ -134,9 +134,10 @@ def quantize_model(
         if "smoothing" in piece.report:
             report["smoothing"][f"layers.{index}"] = piece.report["smoothing"]
     judge = Judge(plan, weights, learning_windows, windows.shape[0], progress)
-    judge.look_at_base(plan, tensors)
+    judge.look_at("base", plan, tensors)
+    means = {name: mean for piece in pieces for name, mean in piece.means.items()}
     if recipe.learn:
-        base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()})
+        base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()}, means)
         base, report["edges"], report["learning"] = learn(
             base,
             weights,
@@ -148,9 +149,13 @@ def quantize_model(
             judge=judge,
             progress=progress,
         )
-        plan, tensors = base.plan, base.tensors
+        plan, tensors, means = base.plan, base.tensors, base.means
         for name, weight in base.real.items():
             report["weights"][name] = rounding_facts(weight, tensors[name], tensors[f"{name}.scale"])
+    if recipe.bias_correction:
+        tick = progress.step("bias correction", spec.num_layers)
+        plan, tensors = correct_biases(plan, tensors, means, windows, store, run, tick)
+        judge.look_at("bias", plan, tensors)
     report["quality"] = judge.rows
     derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])
     return Result(replace(plan, edges=plan.edges | derived), tensors, report)
@@ -202,6 +207,11 @@ def _load_stream(store: StageStore, index: int) -> Stream:
     return Stream(**tensors)
 
 
+def _piece_tensors(piece: Piece) -> dict[str, Tensor]:
+    kept = {REAL: piece.real, MEAN: piece.means}
+    return piece.tensors | {f"{mark}{name}": t for mark, named in kept.items() for name, t in named.items()}
+
+
 def _piece_json(piece: Piece) -> dict[str, Any]:
     return {
         "edges": {name: encoding.to_json() for name, encoding in piece.edges.items()},
@@ -212,11 +222,12 @@ def _piece_json(piece: Piece) -> dict[str, Any]:
 
 def _load_piece(store: StageStore, index: int) -> Piece:
     stored, data = store.load(_layer_stage(index))
-    tensors = {name: t for name, t in stored.items() if not name.startswith(REAL)}
+    real, means = ({n.removeprefix(m): t for n, t in stored.items() if n.startswith(m)} for m in (REAL, MEAN))
     return Piece(
         edges={name: TensorEncoding.from_json(e) for name, e in data["edges"].items()},
         weights={name: WeightEncoding(**w) for name, w in data["weights"].items()},
-        tensors=tensors,
+        tensors={name: t for name, t in stored.items() if not name.startswith((REAL, MEAN))},
         report=data["report"],
-        real={name.removeprefix(REAL): t for name, t in stored.items() if name.startswith(REAL)},
+        real=real,
+        means=means,
     )

@@ -13,14 +13,11 @@ from mobileicsa.core.plan import QuantPlan
 from mobileicsa.quantize.distill import Targets, float_targets, held_out
 from mobileicsa.quantize.learn_math import next_token_loss, top_divergence
 from mobileicsa.quantize.ranges import decibels
-from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.steps import Progress
-from mobileicsa.quantize.student import Base, Student
+from mobileicsa.quantize.student import Base, Student, settled
 from mobileicsa.quantize.student_layers import NoiseMeter, RangeEdge
 
 WORST = 5
-# Tables that are no linear of a student.
-TABLES = ("embed.weight", "head.proj.weight")
 
 
 class Judge:
@@ -40,10 +37,8 @@ class Judge:
         self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick)
         self.rows: list[dict[str, Any]] = []
 
-    def look_at_base(self, plan: QuantPlan, tensors: dict[str, Tensor]) -> None:
-        # A student whose integers stay does not read the real weights, which are gone where nothing learns.
-        integers = {name: tensors[name] for name in plan.weights if name not in TABLES}
-        self.look("base", Student(Base(plan, tensors, integers), Learning()))
+    def look_at(self, stage: str, plan: QuantPlan, tensors: dict[str, Tensor]) -> None:
+        self.look(stage, settled(plan, tensors))
 
     @torch.no_grad()
     def look(self, stage: str, student: Student) -> None:

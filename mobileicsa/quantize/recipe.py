@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.io.atomic import write_bytes
 
 MAX_RECIPE_BYTES = 64 * 1024
+# Fields of recipes that artifacts were made without.
+LATER_FIELDS = ("headroom", "bias_correction")
 
 
 class Calibration(BaseModel):
@@ -82,7 +92,10 @@ class Recipe(BaseModel):
       inputs that the quantised model has, for weights of less than 8 bits);
     - codes of 4-bit weights: "narrow" (-7 to 7), or "full" (-8 to 7), which not every target takes;
     - learn: learning stages after that, in order;
-    - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares).
+    - asymmetric: with "gptq", how far weights move to make up for those inputs' own error (0 GPTQ, 1 least squares);
+    - headroom: by what 8-bit activation ranges are widened once found (1: not), for massive tokens of unseen text; all
+      other values round as much more coarsely;
+    - bias_correction: after learning, each linear's mean output error on the calibration windows goes into its bias.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +112,14 @@ class Recipe(BaseModel):
     codes: Literal["narrow", "full"] = Field(default="narrow", exclude_if=lambda codes: codes == "narrow")
     calibration: Calibration = Calibration()
     learn: tuple[Learning, ...] = Field(default=(), max_length=8)
+    headroom: float = Field(default=1.0, ge=1.0, le=2.0)
+    bias_correction: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later fields that are off: a run keeps its identity, an artifact its bytes."""
+        off = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in plain(self).items() if name not in off}
 
 
 def windows_of(recipe: Recipe) -> int:

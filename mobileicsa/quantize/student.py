@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,23 @@ from mobileicsa.quantize.rounding import real_weight
 from mobileicsa.quantize.student_layers import FixedLinear, GainEdge, RangeEdge, StudentLinear
 from mobileicsa.quantize.student_sites import attach_scalings
 
+# Weights that are no linear of a student.
+TABLES = ("embed.weight", "head.proj.weight")
+
 Positions = tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A quantised model and, by name, the real-valued linear weights (out, in) behind its integers."""
+    """A quantised model and, by name, the real-valued linear weights (out, in) behind its integers.
+
+    `means`: the float linears' mean outputs (out,), in the units of this model's, where biases will be corrected.
+    """
 
     plan: QuantPlan
     tensors: dict[str, Tensor]
     real: dict[str, Tensor]
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Student(nn.Module):
@@ -100,6 +107,7 @@ class Student(nn.Module):
     def freeze(self, base: Base) -> Base:
         """The model as it is now; what the student does not hold stays `base`'s."""
         edges, tensors, real = dict(base.plan.edges), dict(base.tensors), dict(base.real)
+        means = dict(base.means)
         for name, module in self.decoder.named_modules():
             if isinstance(module, RangeEdge):
                 edges[name] = module.encoding()
@@ -116,11 +124,19 @@ class Student(nn.Module):
                 bias = module.effective_bias()
                 if bias is not None:
                     tensors[f"{name}.bias"] = bias.detach()
+                if name in means and module.rows is not None:
+                    means[name] = means[name] / module.rows()
         for index in range(base.plan.spec.num_layers if base.plan.prefix_ids else 0):
             for kind, rows in zip(("key", "value"), self.past(index, 1), strict=True):
                 encoding = edges[f"layers.{index}.attn.{kind[0]}_out"]
                 tensors[f"prefix.{index}.{kind}"] = integers_of(rows, encoding)
-        return Base(replace(base.plan, edges=edges), tensors, real)
+        return Base(replace(base.plan, edges=edges), tensors, real, means)
+
+
+def settled(plan: QuantPlan, tensors: dict[str, Tensor]) -> Student:
+    """The model as it is, nothing of it learning: its real weights, gone where nothing learned, are not read."""
+    integers = {name: tensors[name] for name in plan.weights if name not in TABLES}
+    return Student(Base(plan, tensors, integers), Learning())
 
 
 def _edge(name: str, edge: Edge, plan: QuantPlan, learning: Learning) -> Edge:

@@ -6,7 +6,12 @@ from typing import Any
 
 from mobileicsa.report.words import DASH, number
 
-STAGES = {"base": "rounded", "block": "learned block by block", "model": "learned end to end"}
+STAGES = {
+    "base": "rounded",
+    "block": "learned block by block",
+    "model": "learned end to end",
+    "bias": "biases corrected",
+}
 
 
 def quality_view(rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
