@@ -8,30 +8,18 @@ within half a step of 0, where their error is no more than they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.statistics import EdgeStatistics, fake_quantize
+from mobileicsa.calibrate.stream import BATCH
 from mobileicsa.core.encoding import asymmetric
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
 from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.quantize.learn_math import next_token_loss
 
 SHRINKS = (1.0, 0.8, 0.65, 0.5)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A window behind a prefix, nats a token.
-
-    `edges`: expected KL of rounding every 8-bit edge to a grid over its least-error range in this window;
-    `prefix`: KL of the float model behind the prefix to itself behind BOS alone.
-    """
-
-    edges: float
-    prefix: float
 
 
 class _SensedEdge(Edge):
@@ -89,23 +77,31 @@ class SensedModel:
         return self.model.hidden(torch.tensor([prefix]), ropes, masks)[1]
 
     @torch.no_grad()
-    def plain_logits(self, window: Tensor) -> Tensor:
-        """What the model says (T, vocab) behind each token of a window (T,) that follows BOS alone, if there is one."""
-        bos = self.spec.bos_id
-        fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
-        logits: Tensor = self.model(fed[None])[0][0, -len(window) :]
-        return logits
+    def next_loss(self, windows: Tensor, past: list[LayerCache] | None) -> float:
+        """Mean loss of the next token, nats, over windows (N, T) of token ids behind a prefix's K/V; 0 where T is 1."""
+        ropes, masks = positions_for(self.spec, _length(past), windows.shape[1])
+        total = 0.0
+        for batch in torch.split(windows, BATCH):
+            rows = (len(batch), -1, -1, -1)
+            expanded = None if past is None else [(k.expand(rows), v.expand(rows)) for k, v in past]
+            logits = self.model.head(self.model.hidden(batch, ropes, masks, expanded)[0])
+            total += sum(next_token_loss(*pair) for pair in zip(logits, batch, strict=True))
+        return total / len(windows)
 
-    def see(self, window: Tensor, past: list[LayerCache] | None, plain: Tensor, generator: torch.Generator) -> Seen:
-        """A window (T,) of token ids behind a prefix's K/V; `plain`: its `plain_logits`, not read without a prefix."""
+    def edge_loss(self, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator) -> float:
+        """Expected KL, nats a token, of rounding every 8-bit edge to a grid over its least-error range in a window
+        (T,) of token ids behind a prefix's K/V."""
         for edge in self._edges:
             edge.loss = 0.0
-        ropes, masks = positions_for(self.spec, 0 if past is None else past[0][0].shape[2], len(window))
+        ropes, masks = positions_for(self.spec, _length(past), len(window))
         with torch.enable_grad():
             logits = self.model.head(self.model.hidden(window[None], ropes, masks, past)[0])[0]
         logits.backward(drawn_gradient(logits.detach(), generator))
-        shift = 0.0 if past is None else float(_divergence(plain, logits.detach()))
-        return Seen(0.5 * sum(edge.loss for edge in self._edges) / len(window), shift / len(window))
+        return 0.5 * sum(edge.loss for edge in self._edges) / len(window)
+
+
+def _length(past: list[LayerCache] | None) -> int:
+    return past[0][0].shape[2] if past else 0
 
 
 def drawn_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,9 +110,3 @@ def drawn_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     probabilities = torch.softmax(logits, dim=-1)
     drawn = torch.multinomial(probabilities, 1, generator=generator)
     return probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype))
-
-
-def _divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Sum over rows of KL(softmax(logits) || softmax(others))."""
-    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(others, dim=-1)
-    return (ours.exp() * (ours - theirs)).sum()

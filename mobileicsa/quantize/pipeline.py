@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ def _prefix(
     if not store.done("prefix", run):
         tick = progress.step("sink prefix", race_length(len(windows), recipe.prefix_tokens))
         prefix, trials = search_prefix(spec, weights, scheme, windows, recipe.prefix_tokens, seed, tick)
-        rows = [asdict(trial) for trial in trials]
+        rows = [trial.to_json() for trial in trials]
         store.save("prefix", run, {}, {"prefix": list(prefix), "trials": rows})
     _, data = store.load("prefix")
     return tuple(data["prefix"]), data["trials"]

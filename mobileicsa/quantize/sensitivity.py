@@ -166,15 +166,19 @@ def _gradients(
     seed: int,
     tick: Callable[[], None],
 ) -> tuple[dict[str, Tensor], float, float]:
-    """E[g^2] (out,) a token of every promotable weight's output; the means of what `fisher.Seen` holds."""
+    """E[g^2] (out,) a token of every promotable weight's output; the loss of rounding edges, and of the prefix."""
     outputs = {name: _OutputSquares() for name in promotable(model.spec)}
     for name, hook in outputs.items():
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(hook)
-    sensed, seen = SensedModel(model, scheme), []
-    past = sensed.past(prefix)
+    sensed, losses = SensedModel(model, scheme), []
+    past, bos = sensed.past(prefix), model.spec.bos_id
+    shift = 0.0
+    if past is not None:
+        plain = sensed.past(() if bos is None else (bos,))
+        shift = sensed.next_loss(windows, past) - sensed.next_loss(windows, plain)
     generator = torch.Generator().manual_seed(seed)
     for window in windows:
-        seen.append(sensed.see(window, past, sensed.plain_logits(window), generator))
+        losses.append(sensed.edge_loss(window, past, generator))
         tick()
     squares = {name: output.total / windows.numel() for name, output in outputs.items()}
-    return squares, fmean(s.edges for s in seen), fmean(s.prefix for s in seen)
+    return squares, fmean(losses), shift

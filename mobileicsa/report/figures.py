@@ -129,9 +129,8 @@ def prefix_figure(trials: Sequence[dict[str, Any]], chosen: Sequence[int]) -> st
                 axes.annotate(
                     "chosen", (len(chosen), trial["loss"]), xytext=(9, -3), textcoords="offset points", color=COLORS[0]
                 )
-        axes.set_yscale("log")
         axes.set_xlabel("tokens in the prefix, BOS included")
-        axes.set_ylabel("expected KL, nats a token")
+        axes.set_ylabel("expected loss, nats a token")
         axes.set_xlim(min(lengths) - 0.4, max(lengths) + 0.7)
         axes.set_xticks(sorted(set(lengths)))
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6, which="both")

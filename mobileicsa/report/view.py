@@ -225,7 +225,7 @@ def _prefix(prefix: dict[str, Any]) -> dict[str, Any] | None:
     tokens = [{"id": i, "text": visible(text)} for i, text in zip(prefix["ids"], prefix["text"], strict=True)]
     alone = next((t["loss"] for t in prefix["trials"] if len(t["ids"]) == 1), None)
     chosen = next((t["loss"] for t in prefix["trials"] if t["ids"] == prefix["ids"]), None)
-    return {"tokens": tokens, "trials": len(prefix["trials"]), "gain": alone / chosen if alone and chosen else None}
+    return {"tokens": tokens, "trials": len(prefix["trials"]), "loss": chosen, "alone": alone}
 
 
 def _verification(result: dict[str, Any] | None) -> dict[str, Any] | None:

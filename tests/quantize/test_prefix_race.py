@@ -16,7 +16,7 @@ from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize import prefix
-from mobileicsa.quantize.fisher import Seen, SensedModel
+from mobileicsa.quantize.fisher import SensedModel
 from mobileicsa.quantize.prefix import ROUNDS, WINDOWS, race_length, search_prefix
 
 
@@ -26,39 +26,39 @@ def one_thread() -> None:
 
 
 class Written:
-    """In the place of `SensedModel`: a loss by prefix, plus noise of the window; notes who was seen where."""
+    """In the place of `SensedModel`: losses by prefix, plus noise of the window; notes who was seen where."""
 
     losses: dict[tuple[int, ...], float]
+    shifts: dict[tuple[int, ...], float]
     seen: list[tuple[tuple[int, ...], int]]
 
     def __init__(self, model: Decoder, scheme: object) -> None:
-        pass
+        self.spec = model.spec
 
     def past(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids
 
-    def plain_logits(self, window: Tensor) -> Tensor:
-        return window
+    def next_loss(self, windows: Tensor, past: tuple[int, ...]) -> float:
+        return 3.0 + self.shifts.get(past, 0.0)
 
-    def see(self, window: Tensor, past: tuple[int, ...], plain: Tensor, generator: torch.Generator) -> Seen:
-        number = int(window[0])
+    def edge_loss(self, window: Tensor, past: tuple[int, ...], generator: torch.Generator) -> float:
+        number = int(window[-1])
         self.seen.append((past, number))
         # Noise of a window, other for other prefixes, that is gone over all windows.
-        noise = 0.3 * (-1) ** (number + sum(past))
-        return Seen(self.losses.get(past, 1.0) + noise, 0.5)
+        return self.losses.get(past, 1.0) + 0.3 * (-1) ** (number + sum(past))
 
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> type[Written]:
     monkeypatch.setattr(prefix, "SensedModel", Written)
-    Written.losses, Written.seen = {}, []
+    Written.losses, Written.shifts, Written.seen = {}, {}, []
     return Written
 
 
 def numbered_windows() -> Tensor:
-    """Sixteen windows that begin with their number and hold tokens 40 to 61, the lowest most often."""
+    """Sixteen windows that end with their number and hold tokens 40 to 61, the lowest most often."""
     row = torch.tensor([token for token in range(40, 62) for _ in range(62 - token)])
-    return torch.cat((torch.arange(WINDOWS)[:, None], row.expand(WINDOWS, -1)), dim=1)
+    return torch.cat((row.expand(WINDOWS, -1), torch.arange(WINDOWS)[:, None]), dim=1)
 
 
 def search(tmp_path: Path, windows: Tensor, max_tokens: int) -> tuple[tuple[int, ...], list[prefix.PrefixTrial]]:
@@ -71,17 +71,26 @@ def test_the_best_of_noisy_candidates_wins_token_by_token(tmp_path: Path, writte
     ids, trials = search(tmp_path, numbered_windows(), 3)
     assert ids == (1, 50, 43)
     by_ids = {trial.ids: trial for trial in trials}
-    assert by_ids[1, 50].windows == by_ids[1, 49].windows == WINDOWS
-    assert by_ids[1, 50].loss == pytest.approx(0.6)
+    assert by_ids[1, 50].windows == by_ids[1, 49].windows == ROUNDS[-1][1]
+    assert by_ids[1, 50].edges == pytest.approx(0.6)
     assert by_ids[1, 55].windows == ROUNDS[0][1]
     assert (1, 56) not in by_ids, "more candidates than the most frequent sixteen"
-    assert len(written.seen) == len(set(written.seen)) == race_length(WINDOWS, 3)
+    assert len(written.seen) == len(set(written.seen))
+    assert len(written.seen) + len(by_ids) == race_length(WINDOWS, 3)
+
+
+def test_what_a_prefix_does_to_the_float_model_counts_too(tmp_path: Path, written: type[Written]) -> None:
+    written.losses = {(1,): 5.0, (1, 50): 0.6, (1, 49): 0.65}
+    written.shifts = {(1, 50): 0.1, (1, 49): -0.1}
+    ids, trials = search(tmp_path, numbered_windows(), 1)
+    assert ids == (1, 49)
+    assert next(t for t in trials if t.ids == ids).loss == pytest.approx(0.55)
 
 
 def test_a_token_that_gains_next_to_nothing_is_not_taken(tmp_path: Path, written: type[Written]) -> None:
-    written.losses = {(1,): 1.0, (1, 44): 0.99}
+    written.losses = {(1,): 1.0, (1, 44): 0.999}
     assert search(tmp_path, numbered_windows(), 2)[0] == (1,)
-    written.losses = {(1,): 1.0, (1, 44): 0.97}
+    written.losses = {(1,): 1.0, (1, 44): 0.99}
     assert search(tmp_path, numbered_windows(), 2)[0] == (1, 44)
 
 
@@ -89,7 +98,7 @@ def test_a_token_that_gains_next_to_nothing_is_not_taken(tmp_path: Path, written
 def test_fewer_windows_than_the_race_wants_are_enough(tmp_path: Path, written: type[Written], count: int) -> None:
     written.losses = {(1,): 5.0, (1, 50): 0.1}
     assert search(tmp_path, numbered_windows()[:count], 1)[0] == (1, 50)
-    assert len(written.seen) == race_length(count, 1)
+    assert len(written.seen) + 17 == race_length(count, 1)
 
 
 class RoundedEdge(Edge):
@@ -118,6 +127,5 @@ def test_the_expected_loss_is_near_that_of_rounding_every_edge(tmp_path: Path) -
     divergence = float((plain.exp() * (plain - ours)).sum(-1).mean())
     sensed = SensedModel(model(), scheme)
     generator = torch.Generator().manual_seed(0)
-    seen = [sensed.see(window, None, window, generator) for window in windows]
-    expected = sum(s.edges for s in seen) / len(seen)
+    expected = sum(sensed.edge_loss(window, None, generator) for window in windows) / len(windows)
     assert 0.5 < expected / divergence < 2
