@@ -79,6 +79,8 @@ class SensedModel:
     @torch.no_grad()
     def next_loss(self, windows: Tensor, past: list[LayerCache] | None) -> float:
         """Mean loss of the next token, nats, over windows (N, T) of token ids behind a prefix's K/V; 0 where T is 1."""
+        if windows.shape[1] == 1:
+            return 0.0
         ropes, masks = positions_for(self.spec, _length(past), windows.shape[1])
         total = 0.0
         for batch in torch.split(windows, BATCH):
