@@ -34,6 +34,22 @@ class History:
     best_step: int = 0
     stopped: str | None = None
 
+    def look(self, step: int, held_out: float, training: list[float]) -> bool:
+        """Add a look at a step, with the training losses since the one before; whether it is the best yet.
+
+        A loss that is not finite or too far above the first one stops learning.
+        """
+        self.steps_seen.append(step)
+        self.held_out.append(held_out)
+        self.training.append(sum(training) / max(1, len(training)))
+        if not math.isfinite(held_out) or held_out > DIVERGED * self.held_out[0]:
+            self.stopped = f"held-out loss {held_out:.4g} at step {step}, {self.held_out[0]:.4g} before learning"
+            return False
+        if held_out > min(self.held_out):
+            return False
+        self.best_step = step
+        return True
+
 
 def learn_model(
     student: Student,
@@ -99,15 +115,9 @@ class _Trainer:
         """Held-out loss now; keeps the parameters where it is the lowest yet."""
         held = range(self.training, self.windows.shape[0])
         losses = [float(loss_of(self.student, self.windows[i : i + 1], [self.targets[i]])) for i in held]
-        loss, history = sum(losses) / len(losses), self.history
-        history.steps_seen.append(self.step)
-        history.held_out.append(loss)
-        history.training.append(sum(self.losses) / max(1, len(self.losses)))
+        if self.history.look(self.step, sum(losses) / len(losses), self.losses):
+            self.best = self.descent.values()
         self.losses = []
-        if not math.isfinite(loss) or loss > DIVERGED * history.held_out[0]:
-            history.stopped = f"held-out loss {loss:.4g} at step {self.step}, {history.held_out[0]:.4g} before learning"
-        elif loss <= min(history.held_out):
-            history.best_step, self.best = self.step, self.descent.values()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}

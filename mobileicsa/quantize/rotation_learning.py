@@ -23,7 +23,7 @@ from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import batches, held_out, rate_factor
 from mobileicsa.quantize.feedback import LINEARS
-from mobileicsa.quantize.learn_model import DIVERGED, History
+from mobileicsa.quantize.learn_model import History
 from mobileicsa.quantize.recipe import Recipe
 from mobileicsa.quantize.rotation import Rotated
 from mobileicsa.quantize.rotation_learning_math import Turning
@@ -174,15 +174,9 @@ class _Learner:
         leaves = {name: matrix.float() for name, matrix in self._matrices().items()}
         layers = zip(seen.held, seen.weights, strict=True)
         loss = sum(float(self._loss(index, *layer, leaves)) for index, layer in enumerate(layers))
-        history = self.history
-        history.steps_seen.append(self.step)
-        history.held_out.append(loss)
-        history.training.append(sum(self.losses) / max(1, len(self.losses)))
+        if self.history.look(self.step, loss, self.losses):
+            self.best = self._matrices()
         self.losses = []
-        if not math.isfinite(loss) or loss > DIVERGED * history.held_out[0]:
-            history.stopped = f"held-out loss {loss:.4g} at step {self.step}, {history.held_out[0]:.4g} before learning"
-        elif loss <= min(history.held_out):
-            history.best_step, self.best = self.step, self._matrices()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"{name}.best": matrix for name, matrix in self.best.items()}
