@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.io.atomic import write_bytes
 
 MAX_RECIPE_BYTES = 64 * 1024
-# Fields of recipes that artifacts were made without.
-LATER_FIELDS = ("headroom", "bias_correction")
 
 
 class Calibration(BaseModel):
@@ -108,18 +98,12 @@ class Recipe(BaseModel):
     ranges: Literal["minmax", "mse"] = "minmax"
     weights: Literal["nearest", "clip", "gptq"] = "nearest"
     asymmetric: float = Field(default=0.0, ge=0.0, le=1.0)
-    # Not kept where it is the default: runs from before there was a choice keep their identity.
+    # Three that are not kept where they are off: runs from before there was a choice keep their identity.
     codes: Literal["narrow", "full"] = Field(default="narrow", exclude_if=lambda codes: codes == "narrow")
+    headroom: float = Field(default=1.0, ge=1.0, le=2.0, exclude_if=lambda factor: factor == 1.0)
+    bias_correction: bool = Field(default=False, exclude_if=lambda on: not on)
     calibration: Calibration = Calibration()
     learn: tuple[Learning, ...] = Field(default=(), max_length=8)
-    headroom: float = Field(default=1.0, ge=1.0, le=2.0)
-    bias_correction: bool = False
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without later fields that are off: a run keeps its identity, an artifact its bytes."""
-        off = {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in plain(self).items() if name not in off}
 
 
 def windows_of(recipe: Recipe) -> int:
