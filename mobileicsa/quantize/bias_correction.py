@@ -12,11 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.inputs import InputMean, values
 from mobileicsa.calibrate.stream import BATCH
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.quantize.feedback import GROUPS
-from mobileicsa.quantize.output_means import InputMean, mean_output
+from mobileicsa.quantize.output_means import mean_output
 from mobileicsa.quantize.steps import StageStore
 from mobileicsa.quantize.student import Student, settled
 from mobileicsa.quantize.student_layers import StudentLinear
@@ -64,7 +65,7 @@ def _correct_block(student: Student, index: int, hidden: Tensor, means: Mapping[
     found: dict[str, Tensor] = {}
     for group in GROUPS:
         linears = {name: _linear(student, name) for name in (f"layers.{index}.{linear}" for linear in group)}
-        inputs = InputMean()
+        inputs = InputMean(values)
         hook = next(iter(linears.values())).register_forward_pre_hook(inputs)
         _run(student, index, hidden)
         hook.remove()

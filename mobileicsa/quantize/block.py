@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.inputs import InputMean, squares
 from mobileicsa.calibrate.statistics import ObservedEdge, integers_of
 from mobileicsa.calibrate.stream import Stream, run_content, run_prefix
 from mobileicsa.core.encoding import TensorEncoding
@@ -90,7 +91,7 @@ def quantize_block(
         next_prefix, past = run_prefix(spec, layer, stream)
     observed = observe(layer, stream.batches, prefix)
     feedback = stream.quantized is not None
-    inputs: dict[str, Any] = {group[0]: InputRows() if feedback else _InputMoments() for group in GROUPS}
+    inputs: dict[str, Any] = {group[0]: InputRows() if feedback else InputMean(squares) for group in GROUPS}
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in inputs.items()]
     means = FloatMeans(layer) if recipe.bias_correction else None
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
@@ -136,25 +137,6 @@ def encode_part(
             rows[path] = edge_facts(edge, encoding)
 
 
-class _InputMoments:
-    """Forward pre-hook: mean square of each input channel, the diagonal of the layer's Hessian."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.rows = 0
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        rows = arguments[0].reshape(-1, arguments[0].shape[-1])
-        total = rows.square().sum(dim=0)
-        self.total = total if self.total is None else self.total + total
-        self.rows += rows.shape[0]
-
-    @property
-    def mean(self) -> Tensor:
-        assert self.total is not None
-        return self.total / self.rows
-
-
 def _smooth(
     spec: ModelSpec,
     index: int,
@@ -191,7 +173,7 @@ def _observe_prefix(layer: DecoderLayer, past: LayerCache) -> None:
 def _round(
     prefix: str,
     layer: DecoderLayer,
-    inputs: dict[str, _InputMoments],
+    inputs: dict[str, InputMean],
     weights: Mapping[str, WeightEncoding],
     recipe: Recipe,
 ) -> dict[str, Rounded]:

@@ -15,7 +15,7 @@ from mobileicsa.calibrate.statistics import EdgeStatistics, fake_quantize
 from mobileicsa.calibrate.stream import BATCH
 from mobileicsa.core.encoding import asymmetric
 from mobileicsa.core.scheme import QuantScheme
-from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
+from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.quantize.learn_math import next_token_loss
 
@@ -56,7 +56,7 @@ class SensedModel:
     """The float model with every 8-bit edge of a scheme sensed. Memory: the model and one window's backward pass."""
 
     def __init__(self, model: Decoder, scheme: QuantScheme) -> None:
-        self.model, self.spec = model, model.spec
+        self.model = model
         self._edges: list[_SensedEdge] = []
 
         def sense(name: str, edge: Edge) -> Edge:
@@ -71,22 +71,18 @@ class SensedModel:
     @torch.no_grad()
     def past(self, prefix: tuple[int, ...]) -> list[LayerCache] | None:
         """The prefix's K/V, a layer each; None without a prefix."""
-        if not prefix:
-            return None
-        ropes, masks = positions_for(self.spec, 0, len(prefix))
-        return self.model.hidden(torch.tensor([prefix]), ropes, masks)[1]
+        return self.model(torch.tensor([prefix]))[1] if prefix else None
 
     @torch.no_grad()
     def next_loss(self, windows: Tensor, past: list[LayerCache] | None) -> float:
         """Mean loss of the next token, nats, over windows (N, T) of token ids behind a prefix's K/V; 0 where T is 1."""
         if windows.shape[1] == 1:
             return 0.0
-        ropes, masks = positions_for(self.spec, _length(past), windows.shape[1])
         total = 0.0
         for batch in torch.split(windows, BATCH):
             rows = (len(batch), -1, -1, -1)
             expanded = None if past is None else [(k.expand(rows), v.expand(rows)) for k, v in past]
-            logits = self.model.head(self.model.hidden(batch, ropes, masks, expanded)[0])
+            logits, _ = self.model(batch, expanded)
             total += sum(next_token_loss(*pair) for pair in zip(logits, batch, strict=True))
         return total / len(windows)
 
@@ -95,20 +91,15 @@ class SensedModel:
         (T,) of token ids behind a prefix's K/V."""
         for edge in self._edges:
             edge.loss = 0.0
-        ropes, masks = positions_for(self.spec, _length(past), len(window))
-        with torch.enable_grad():
-            logits = self.model.head(self.model.hidden(window[None], ropes, masks, past)[0])[0]
-        logits.backward(drawn_gradient(logits.detach(), generator))
+        draw_backward(self.model, window, past, generator)
         return 0.5 * sum(edge.loss for edge in self._edges) / len(window)
 
 
-def _length(past: list[LayerCache] | None) -> int:
-    return past[0][0].shape[2] if past else 0
-
-
-def drawn_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradient by the logits (T, vocab) of the sum over positions of log p(token), tokens drawn from the model's own
-    prediction."""
-    probabilities = torch.softmax(logits, dim=-1)
+def draw_backward(model: Decoder, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator) -> None:
+    """A window (T,) of token ids behind a prefix's K/V forward, and the gradient of log p(token) back: summed over
+    positions, tokens drawn from the model's own prediction."""
+    with torch.enable_grad():
+        logits = model(window[None], past)[0][0]
+    probabilities = torch.softmax(logits.detach(), dim=-1)
     drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype))
+    logits.backward(probabilities.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype)))

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mobileicsa.calibrate.inputs import InputMean, values
 from mobileicsa.models.decoder import DecoderLayer
 from mobileicsa.quantize.feedback import GROUPS
-
-
-class InputMean:
-    """Forward pre-hook: the mean of each input channel (in,) float64 over all rows."""
-
-    def __init__(self) -> None:
-        self.total = torch.zeros((), dtype=torch.float64)
-        self.rows = 0
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        rows = arguments[0].reshape(-1, arguments[0].shape[-1])
-        self.total = self.total + rows.sum(dim=0, dtype=torch.float64)
-        self.rows += rows.shape[0]
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.rows
 
 
 class FloatMeans:
@@ -31,7 +14,7 @@ class FloatMeans:
 
     def __init__(self, layer: DecoderLayer) -> None:
         self.layer = layer
-        self.inputs = {group[0]: InputMean() for group in GROUPS}
+        self.inputs = {group[0]: InputMean(values) for group in GROUPS}
         self.hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in self.inputs.items()]
 
     def finish(self, prefix: str) -> dict[str, Tensor]:

@@ -74,10 +74,16 @@ class _Runner:
 
 
 class _Race:
-    def __init__(self, model: SensedModel, windows: Tensor, seed: int, tick: Callable[[], None]) -> None:
+    """`alone`: the runner without a further token, BOS if there is one; shifts are above its loss."""
+
+    def __init__(
+        self, model: SensedModel, bos: tuple[int, ...], windows: Tensor, seed: int, tick: Callable[[], None]
+    ) -> None:
         self.model, self.windows, self.seed, self.tick = model, windows, seed, tick
-        bos = model.spec.bos_id
-        self.plain = model.next_loss(windows, model.past(() if bos is None else (bos,)))
+        past = model.past(bos)
+        self.plain = model.next_loss(windows, past)
+        self.alone = _Runner(bos, past, 0.0)
+        tick()
 
     def start(self, ids: tuple[int, ...]) -> _Runner:
         past = self.model.past(ids)
@@ -130,11 +136,11 @@ def search_prefix(
         decoder = Decoder(spec, primitive=False)
     weights.fill(decoder, "")
     model = SensedModel(decoder, scheme)
-    race = _Race(model, windows[:WINDOWS, -LENGTH:], seed, tick)
-    prefix: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
+    bos: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
+    race = _Race(model, bos, windows[:WINDOWS, -LENGTH:], seed, tick)
     counts = Counter(windows.flatten().tolist())
     candidates = [token for token, _ in counts.most_common(CANDIDATES + 1) if token != spec.bos_id][:CANDIDATES]
-    best = race.start(prefix)
+    best = race.alone
     race.advance(best, ROUNDS[-1][1])
     trials = [best.trial]
     for _ in range(max_tokens if candidates else 0):

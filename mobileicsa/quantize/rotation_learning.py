@@ -18,7 +18,7 @@ from torch import Tensor
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Decoder, positions_for
+from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import batches, held_out, rate_factor
@@ -112,7 +112,7 @@ def _look_at_model(
     with empty_weights():
         model = Decoder(spec, primitive=False)
     rotated.fill(model, "")
-    past = model.hidden(torch.tensor([prefix]), *positions_for(spec, 0, len(prefix)))[1] if prefix else None
+    past = model(torch.tensor([prefix]))[1] if prefix else None
     rotations = (VALUE,) if rotated.stream is None else (STREAM, VALUE)
     generator = torch.Generator().manual_seed(seed)
     held = held_out(windows.shape[0])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
-from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
+from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.quantize.feedback import GROUPS, LINEARS
-from mobileicsa.quantize.fisher import drawn_gradient
+from mobileicsa.quantize.fisher import draw_backward
 from mobileicsa.quantize.rotation_learning_math import (
     feedback_variance,
     grid_error,
@@ -108,11 +108,8 @@ def moments_of(
     for index, name in ((index, name) for index in range(spec.num_layers) for name in LINEARS):
         watch = _Watch(found[index], name, sizes.get(SITES[name][0] or "", 1), feedback)
         hooks.append(model.get_submodule(f"layers.{index}.{name}").register_forward_hook(watch))
-    ropes, masks = positions_for(spec, 0 if past is None else past[0][0].shape[2], windows.shape[1])
     for window in windows:
-        with torch.enable_grad():
-            logits = model.head(model.hidden(window[None], ropes, masks, past)[0])[0]
-        logits.backward(drawn_gradient(logits.detach(), generator))
+        draw_backward(model, window, past, generator)
         tick()
     for hook in hooks:
         hook.remove()

@@ -1,7 +1,7 @@
 """What rounding costs, part by part, before anything is rounded: expected KL to the float model from second moments.
 
 See `fisher` for the estimate. E[e^2] of a linear's output follows from its weight's rounding error and its inputs'
-second moments. The model runs forward three times and backward once.
+second moments. The model runs forward twice and backward once, behind a prefix forward twice more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.inputs import InputMean, products
 from mobileicsa.calibrate.stream import Stream, WeightSource, run_content, run_prefix
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
@@ -79,23 +80,6 @@ def measure(
     return Sensitivity(plain=losses[0], promoted=losses[1], edges=edges, prefix=shift)
 
 
-class _Hessian:
-    """Forward pre-hook: the mean of x x^T (in, in) over a linear's inputs x."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.total = torch.zeros((), dtype=torch.float64)
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        rows = arguments[0].reshape(-1, arguments[0].shape[-1])
-        self.total = self.total + (rows.T @ rows).double()
-        self.rows += rows.shape[0]
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.rows
-
-
 def _pass(
     spec: ModelSpec,
     index: int,
@@ -108,7 +92,7 @@ def _pass(
 ) -> Stream:
     """One block: the stream behind it, and into `errors` its linears' expected output errors."""
     path = f"layers.{index}"
-    hessians = {group[0]: _Hessian() for group in GROUPS}
+    hessians = {group[0]: InputMean(products) for group in GROUPS}
     prefix, past = run_prefix(spec, layer, stream)
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hessians.items()]
     content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))

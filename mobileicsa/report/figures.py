@@ -118,6 +118,8 @@ def smoothing_figure(smoothing: dict[str, Any]) -> str | None:
 
 def prefix_figure(trials: Sequence[dict[str, Any]], chosen: Sequence[int]) -> str | None:
     """Expected loss behind every prefix tried, by its length; the chosen one marked."""
+    # The trials of older artifacts hold another measure.
+    trials = [trial for trial in trials if "loss" in trial]
     if len(trials) < 2:
         return None
     with drawing("prefix", 9, 2.9) as (_, axes, result):

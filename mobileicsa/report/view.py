@@ -223,8 +223,8 @@ def _prefix(prefix: dict[str, Any]) -> dict[str, Any] | None:
     if not prefix["ids"]:
         return None
     tokens = [{"id": i, "text": visible(text)} for i, text in zip(prefix["ids"], prefix["text"], strict=True)]
-    alone = next((t["loss"] for t in prefix["trials"] if len(t["ids"]) == 1), None)
-    chosen = next((t["loss"] for t in prefix["trials"] if t["ids"] == prefix["ids"]), None)
+    alone = next((t.get("loss") for t in prefix["trials"] if len(t["ids"]) == 1), None)
+    chosen = next((t.get("loss") for t in prefix["trials"] if t["ids"] == prefix["ids"]), None)
     return {"tokens": tokens, "trials": len(prefix["trials"]), "loss": chosen, "alone": alone}
 
 

@@ -212,9 +212,7 @@ def test_fault_48_lm_eval_missing_says_how_to_install_it(
 
 @pytest.mark.parametrize("backend", ["simulator", "onnx", "executorch"])
 def test_fault_49_one_thread_and_two_give_the_same_tokens(command: Command, artifact: Path, backend: str) -> None:
-    # Sampled nearly evenly: a random model may say that it is done at once.
     given = ["run", artifact, "--backend", backend, "--prompt", "The quick brown fox", "--max-new-tokens", 24, "--json"]
-    given += ["--temperature", 4.0, "--seed", 3]
     one, two = (command(*given, "--threads", threads).json["token_ids"] for threads in (1, 2))
     assert one == two
     assert len(one) > 1

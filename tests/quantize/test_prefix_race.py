@@ -33,7 +33,7 @@ class Written:
     seen: list[tuple[tuple[int, ...], int]]
 
     def __init__(self, model: Decoder, scheme: object) -> None:
-        self.spec = model.spec
+        pass
 
     def past(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids

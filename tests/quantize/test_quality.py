@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_artifact import Silent
+from tiny_artifact import Silent, prefix_fixed
 from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch import Tensor
 
@@ -42,13 +42,13 @@ def perplexity(logits: Tensor, ids: Tensor) -> float:
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16"])
 def test_the_rows_figures_are_those_of_the_program_and_of_the_float_model(scheme: str, tmp_path: Path) -> None:
     spec, weights = tiny_weights(tmp_path)
-    result = quantized(spec, weights, scheme=scheme)
+    with prefix_fixed(1, 23):
+        result = quantized(spec, weights, scheme=scheme)
     (row,) = result.report["quality"]
     held = windows()[-held_out(96) :]
     assert (row["stage"], row["windows"], row["unseen"]) == ("base", 8, True)
     logits = logits_of(result, held)
-    # The program rounds inside norms and softmax too: what exported arithmetic may cost.
-    assert row["perplexity"] == pytest.approx(perplexity(logits, held), rel=5e-3)
+    assert row["perplexity"] == pytest.approx(perplexity(logits, held), rel=2e-3)
     with empty_weights():
         teacher = Decoder(spec, primitive=False)
     weights.fill(teacher, "")

@@ -128,3 +128,17 @@ def test_what_a_stage_could_not_measure_is_a_dash(report: dict[str, Any]) -> Non
 def test_a_report_of_an_older_version_has_no_such_section(report: dict[str, Any]) -> None:
     report.pop("quality")
     assert 'id="quality"' not in render(report)
+
+
+def test_prefixes_show_their_expected_losses_and_those_of_an_older_version_only_their_number(
+    report: dict[str, Any],
+) -> None:
+    trials = [{"ids": [1], "loss": 0.5}, {"ids": report["prefix"]["ids"], "loss": -0.25}]
+    found = section(render({**report, "prefix": {**report["prefix"], "trials": trials}}), "prefix")
+    assert "-0.250 behind the chosen one, 0.500 behind BOS alone" in found
+    assert "<svg" in found
+    older = [{"ids": trial["ids"], "noise": 0.1} for trial in trials]
+    found = section(render({**report, "prefix": {**report["prefix"], "trials": older}}), "prefix")
+    assert "2 prefixes tried." in found
+    assert "Expected loss" not in found
+    assert "<svg" not in found
