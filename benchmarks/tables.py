@@ -81,8 +81,8 @@ def recipes(result: dict[str, Any]) -> list[str]:
     count = result["float"]["wikitext2"]["tokens"]
     lines = [
         f"{result['model']}, first {count:,} tokens of each text, {result['window']}-token windows. Nothing was "
-        "calibrated or learned on either text. Peers (*) leave more in float: head, embedding, norms, softmax, stream."
-        + _trained(result),
+        "calibrated or learned on either text; where no text is named, it is the model's own. Peers (*) leave more in "
+        "float: head, embedding, norms, softmax, stream." + _trained(result),
         "",
         "| scheme | recipe | WikiText-2 | over float | Tiny Shakespeare | over float | time |",
         "|---|---|---|---|---|---|---|",
@@ -114,7 +114,9 @@ def _trained(result: dict[str, Any]) -> str:
 
 
 def _recipe(row: dict[str, Any]) -> str:
-    return str(row["recipe"]) if row["effort"] == "default" else f"{row['recipe']}, effort {row['effort']}"
+    effort = "" if row["effort"] == "default" else f", effort {row['effort']}"
+    calibration = row.get("calibration")
+    return f"{row['recipe']}{effort}" + ("" if calibration is None else f", on {calibration}")
 
 
 ZERO_SHOT = {

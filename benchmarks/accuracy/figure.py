@@ -30,7 +30,8 @@ def draw(result: dict[str, Any]) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    return row["recipe"] if row["effort"] == "default" else f"{row['recipe']} {row['effort']}"
+    effort = "" if row["effort"] == "default" else f" {row['effort']}"
+    return f"{row['recipe']}{effort}" + (" + text" if row.get("calibration") else "")
 
 
 def _panel(axes: Any, bars: list[tuple[str, dict[str, Any], bool]]) -> None:

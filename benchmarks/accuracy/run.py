@@ -5,8 +5,8 @@
 
 The second is for a model of benchmarks/small_model; its results have a file of their own.
 WikiText-2 raw test and Tiny Shakespeare, windows of 256 tokens, BOS (or the artifact's prefix) first. Nothing here
-has seen either (texts.py): calibration and learning use text that the model writes itself. A finished step's answer
-stays in the work folder and is not computed again.
+has seen either (texts.py): calibration and learning use text that the model writes itself; rows named `-text` use
+WikiText-2's validation split beside that. A finished step's answer stays in the work folder and is not computed again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.peers import PEERS
 from benchmarks.accuracy.subject import Subject, add_options, subject
+from benchmarks.accuracy.texts import CALIBRATION, calibration_file
 from benchmarks.steps import INTEGER_ONLY, WINDOW, write_result
 from mobileicsa.bench.environment import environment
 
@@ -27,16 +28,23 @@ KEPT = ("perplexity", "ratio", "kl_to_reference", "top1_agreement", "windows", "
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. `exported`: written for the host too, and measured on its runtimes."""
+    """One artifact. `exported`: written for the host too, and measured on its runtimes; `calibrated`: given a text."""
 
     scheme: str
     recipe: str
     effort: str = "default"
     exported: bool = False
+    calibrated: bool = False
 
     @property
     def name(self) -> str:
-        return "-".join((self.scheme, self.recipe, *([] if self.effort == "default" else [self.effort])))
+        effort = [] if self.effort == "default" else [self.effort]
+        return "-".join((self.scheme, self.recipe, *effort, *(["text"] if self.calibrated else [])))
+
+    def facts(self) -> dict[str, Any]:
+        """What the results say of every row."""
+        calibration = CALIBRATION if self.calibrated else None
+        return {"scheme": self.scheme, "recipe": self.recipe, "effort": self.effort, "calibration": calibration}
 
 
 ROWS = (
@@ -44,13 +52,16 @@ ROWS = (
     Row("w8a8", "smoothquant"),
     Row("w8a8", "rotated"),
     Row("w8a8", "learned", exported=True),
+    Row("w8a8", "learned", exported=True, calibrated=True),
     Row("w4a8", "minmax"),
     Row("w4a8", "smoothquant"),
     Row("w4a8", "omniquant"),
     Row("w4a8", "mobilequant"),
     Row("w4a8", "rotated"),
     Row("w4a8", "learned", exported=True),
+    Row("w4a8", "learned", exported=True, calibrated=True),
     Row("w4a8", "learned", effort="best"),
+    Row("w4a8", "learned", effort="best", calibrated=True),
 )
 
 
@@ -87,14 +98,14 @@ def main() -> None:
 def _row(of: Subject, row: Row) -> dict[str, Any]:
     target = "host-cpu" if row.exported else INTEGER_ONLY
     arguments = ["--model", of.model, "--scheme", row.scheme, "--recipe", row.recipe, "--effort", row.effort]
+    if row.calibrated:
+        arguments += ["--calibration", str(calibration_file(of.data, of.steps.work))]
     folder = of.steps.artifact(row.name)
     built = of.steps.ask(
         f"build-{row.name}", "quantize", *arguments, "--target", target, "--output", folder, "--overwrite"
     )
     entry: dict[str, Any] = {
-        "scheme": row.scheme,
-        "recipe": row.recipe,
-        "effort": row.effort,
+        **row.facts(),
         "quantize_s": built["wall_s"],
         "quantize_peak_rss_bytes": built["peak_rss_bytes"],
         "texts": {text: _kept(of.perplexity(folder, row.name, "simulator", text)) for text in of.texts},

@@ -16,7 +16,8 @@ from mobileicsa.core.errors import InputError
 
 @dataclass(frozen=True)
 class Subject:
-    """`training`: the record of a model that was trained here; `windows` of each text, None for all."""
+    """`training`: the record of a model that was trained here; `windows` of each text, None for all; `data`: the data
+    folder."""
 
     model: str
     name: str
@@ -24,6 +25,7 @@ class Subject:
     texts: dict[str, Path]
     training: dict[str, Any] | None
     windows: int | None
+    data: Path
 
     def perplexity(self, model: str, name: str, backend: str, text: str) -> dict[str, Any]:
         """The answer of `mobileicsa eval` for the float model or an artifact folder, `name` in the work folder."""
@@ -54,4 +56,4 @@ def subject(options: argparse.Namespace) -> Subject:
         texts = text_files(options.data, steps.work, trained_here=training is not None)
     except InputError as error:
         raise SystemExit(str(error)) from error
-    return Subject(options.model, name, steps, texts, training, options.windows)
+    return Subject(options.model, name, steps, texts, training, options.windows, options.data)

@@ -1,12 +1,16 @@
-"""The two texts of the accuracy benchmark; for a model that was trained here, only what it has not seen of them."""
+"""The two texts of the accuracy benchmark, of which a model trained here gets what it has not seen, and one to
+calibrate on.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.small_model.corpus import PLAYS, WIKI_TEST, evaluation_texts
+from benchmarks.small_model.corpus import PLAYS, UNKNOWN, WIKI, WIKI_TEST, evaluation_texts
+from mobileicsa.core.errors import InputError
 
 HELD_OUT_PLAYS = "shakespeare-held-out.txt"
+CALIBRATION = "WikiText-2 valid"
 
 
 def text_files(data: Path, work: Path, *, trained_here: bool) -> dict[str, Path]:
@@ -20,3 +24,16 @@ def text_files(data: Path, work: Path, *, trained_here: bool) -> dict[str, Path]
         files["shakespeare"] = work / HELD_OUT_PLAYS
         files["shakespeare"].write_text(texts["shakespeare"], encoding="utf-8")
     return files
+
+
+def calibration_file(data: Path, work: Path) -> Path:
+    """WikiText-2's validation split, written to `work`: other articles than the test's.
+
+    It has `<unk>` for rare words, which the raw test has not; without them it reads like the test.
+    """
+    path = data / WIKI
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", hint="set MOBILEICSA_DATA or --data to the data folder")
+    file = work / "wikitext2-valid.txt"
+    file.write_text(path.read_text(encoding="utf-8").replace(f" {UNKNOWN}", ""), encoding="utf-8")
+    return file

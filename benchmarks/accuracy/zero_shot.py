@@ -53,13 +53,7 @@ def main() -> None:
         "lm_eval": reference["lm_eval"],
         "float": summary(reference["tasks"], None, "float"),
         "rows": [
-            {
-                "scheme": row.scheme,
-                "recipe": row.recipe,
-                "effort": row.effort,
-                **summary(found["tasks"], reference["tasks"], row.name),
-            }
-            for row, found in asked.items()
+            {**row.facts(), **summary(found["tasks"], reference["tasks"], row.name)} for row, found in asked.items()
         ],
         "environment": environment(),
     }

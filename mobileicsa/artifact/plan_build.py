@@ -14,6 +14,7 @@ from typing import Any
 
 from mobileicsa.artifact.duration import expected_seconds
 from mobileicsa.artifact.effort import fitting_recipe, scaled
+from mobileicsa.artifact.needs import estimate
 from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
@@ -24,14 +25,14 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.io.hashing import sha256_bytes
-from mobileicsa.io.machine import BASE_MEMORY_BYTES, available_memory, free_disk, require_memory
+from mobileicsa.io.machine import available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, check_codes, find_target
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
-from mobileicsa.quantize.recipe import Learning, Recipe, codes_for, load_recipe, stages_for, windows_of
+from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe, stages_for, windows_of
 
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
@@ -105,8 +106,14 @@ class BuildPlan:
             "notes": self.notes,
         }
 
+    def _text_source(self) -> str:
+        if self.calibration_text is None:
+            return "written by the model itself"
+        written = windows_of(self.recipe) - from_text(self.recipe)
+        return "from file" + (f", {written} windows written by the model itself" if written else "")
+
     def steps(self) -> list[str]:
-        steps = ["calibration text: " + ("from file" if self.options.calibration else "written by the model itself")]
+        steps = [f"calibration text: {self._text_source()}"]
         if self.recipe.prefix_tokens:
             steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
         if self.recipe.rotation == "learned":
@@ -150,7 +157,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     packed, size_notes = forecast(spec, scheme, recipe, limits)
     _check_accumulators(spec, scheme, limits)
     targets = tuple(_fitting(target, spec) for target in targets)
-    memory, disk = _estimate(spec, recipe, limits, targets)
+    memory, disk = estimate(spec, recipe, limits, targets)
     _check_machine(options.output, memory, disk)
     _check_finite(checkpoint, unread)
     return BuildPlan(
@@ -236,45 +243,6 @@ def _fitting(target: Target, spec: ModelSpec) -> Target:
     if spec.max_context >= target.context:
         return target
     return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
-
-
-def _estimate(spec: ModelSpec, recipe: Recipe, limits: Limits | None, targets: tuple[Target, ...]) -> tuple[int, int]:
-    """Peak memory and disk in bytes, from counts alone."""
-    table = spec.vocab_size * spec.hidden_size * (1 if spec.tied_head else 2)
-    integers = spec.decoder_weight_count + table
-    hidden = windows_of(recipe) * recipe.calibration.length * spec.hidden_size * 4
-    block = spec.decoder_weight_count // spec.num_layers * 4
-    quantizing = integers + 6 * block + 3 * hidden
-    # The whole model in float beside its integers; writing its text and exporting need no more.
-    judging = integers * 5 + 2 * hidden + 4 * recipe.calibration.length * spec.vocab_size * 4
-    learning = [_learning_memory(spec, stage, recipe.calibration.length, integers) for stage in recipe.learn]
-    backward = integers * 4 + _backward_memory(spec, recipe.calibration.length)
-    sensing = [] if limits is None else [backward]
-    turning = [backward + _moments_memory(spec)] if recipe.rotation == "learned" else []
-    memory = BASE_MEMORY_BYTES + max(quantizing, judging, *sensing, *turning, *learning)
-    copies = 1 + sum(len(target.backends) for target in targets)
-    # Learning keeps the real weights, and those that a latent stage has learned, until the run is done.
-    kept = 4 * spec.decoder_weight_count * (1 + len(recipe.learn)) if recipe.learn else 0
-    disk = integers + hidden * 2 + copies * (integers + table) + kept + (64 << 20)
-    return memory, disk
-
-
-def _learning_memory(spec: ModelSpec, learning: Learning, length: int, integers: int) -> int:
-    """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes."""
-    copies = 7 if learning.weights == "latent" else 3
-    return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * _backward_memory(spec, length)
-
-
-def _moments_memory(spec: ModelSpec) -> int:
-    """What learned rotations keep of every layer, twice but for the down projection's inputs."""
-    return 4 * spec.num_layers * (10 * spec.hidden_size**2 + spec.intermediate_size**2)
-
-
-def _backward_memory(spec: ModelSpec, length: int) -> int:
-    """What one window keeps for its backward pass."""
-    kept = length * (8 * spec.hidden_size + 10 * spec.intermediate_size + 6 * spec.num_heads * length) * 4
-    logits = length * spec.vocab_size * 4 * 4
-    return kept * spec.num_layers + logits
 
 
 def _check_machine(output: Path, memory: int, disk: int) -> None:

@@ -124,6 +124,12 @@ def make_windows(
     return CalibrationText(windows, sha256_bytes(text.encode()), "; ".join(notes))
 
 
+def interleaved(first: Tensor, second: Tensor) -> Tensor:
+    """The windows of (N, T) and of (M, T) in one (N + M, T), both spread evenly, so that any part of it has both."""
+    places = torch.cat([(torch.arange(len(windows)) + 0.5) / len(windows) for windows in (first, second)])
+    return torch.cat((first, second))[torch.argsort(places, stable=True)]
+
+
 def _excerpts(text: str, count: int, size: int) -> str:
     """The whole text, or `count` pieces of `size` characters spread over a long one."""
     if len(text) <= count * size:

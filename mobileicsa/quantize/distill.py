@@ -31,6 +31,14 @@ def held_out(windows: int) -> int:
     return min(HELD_OUT, max(1, windows // 8))
 
 
+def used(windows: Tensor, learning: Learning) -> Tensor:
+    """Of windows (N, T) the held-out ones, and before them no more than the steps of a stage see; but as many as make
+    the same ones held out of what is returned."""
+    held = held_out(len(windows))
+    seen = max(learning.steps * learning.batch, 7 * held)
+    return torch.cat((windows[:-held][:seen], windows[-held:]))
+
+
 @dataclass(frozen=True)
 class Targets:
     """What the float model says of one window of T tokens: its most likely tokens and their log-probabilities

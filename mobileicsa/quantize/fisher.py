@@ -74,17 +74,18 @@ class SensedModel:
         return self.model(torch.tensor([prefix]))[1] if prefix else None
 
     @torch.no_grad()
-    def next_loss(self, windows: Tensor, past: list[LayerCache] | None) -> float:
-        """Mean loss of the next token, nats, over windows (N, T) of token ids behind a prefix's K/V; 0 where T is 1."""
+    def next_losses(self, windows: Tensor, past: list[LayerCache] | None) -> list[float]:
+        """Loss of the next token, nats, mean over each window of token ids (N, T) behind a prefix's K/V; 0 where T is
+        1."""
         if windows.shape[1] == 1:
-            return 0.0
-        total = 0.0
+            return [0.0] * len(windows)
+        losses = list[float]()
         for batch in torch.split(windows, BATCH):
             rows = (len(batch), -1, -1, -1)
             expanded = None if past is None else [(k.expand(rows), v.expand(rows)) for k, v in past]
             logits, _ = self.model(batch, expanded)
-            total += sum(next_token_loss(*pair) for pair in zip(logits, batch, strict=True))
-        return total / len(windows)
+            losses += [next_token_loss(*pair) for pair in zip(logits, batch, strict=True)]
+        return losses
 
     def edge_loss(self, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator) -> float:
         """Expected KL, nats a token, of rounding every 8-bit edge to a grid over its least-error range in a window

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mobileicsa.calibrate.stream import BATCH, WeightSource
-from mobileicsa.quantize.distill import float_targets
+from mobileicsa.quantize.distill import float_targets, used
 from mobileicsa.quantize.learn_blocks import learn_blocks
 from mobileicsa.quantize.learn_model import learn_model
 from mobileicsa.quantize.quality import Judge
@@ -40,16 +40,16 @@ def learn(
     """
     spec, told = base.plan.spec, []
     for number, learning in enumerate(stages, 1):
-        student, stage = Student(base, learning), f"learn-{number}"
-        facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps}
+        student, stage, learned = Student(base, learning), f"learn-{number}", used(windows, learning)
+        facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps, "windows": len(learned)}
         if learning.scope == "block":
             tick = progress.step("learn blocks", spec.num_layers)
-            facts["blocks"] = learn_blocks(student, base, weights, windows, learning, seed, store, stage, run, tick)
+            facts["blocks"] = learn_blocks(student, base, weights, learned, learning, seed, store, stage, run, tick)
         else:
-            tick = progress.step("float model", windows.shape[0])
-            targets = float_targets(base, weights, windows, learning.loss, tick)
+            tick = progress.step("float model", len(learned))
+            targets = float_targets(base, weights, learned, learning.loss, tick)
             tick = progress.step("learn end to end", learning.steps)
-            history = learn_model(student, windows, targets, learning, seed, store, stage, run, tick)
+            history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
             facts |= {"loss": learning.loss, **vars(history)}
         judge.look(learning.scope, student)
         base = student.freeze(base)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.calibrate.stream import BATCH, WeightSource
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder, LayerCache
@@ -28,10 +28,10 @@ from mobileicsa.quantize.fisher import SensedModel
 CANDIDATES = 16
 # Texts differ more than tokens of one text: a part of each of more windows tells more for the same work.
 LENGTH = 128
-# Successive halving: how many candidates see how many windows backward. Only few can afford the windows that tell near
-# ones apart, and few windows are enough to leave the hopeless ones behind.
-ROUNDS = ((CANDIDATES, 2), (6, 4), (3, 12))
-WINDOWS = 16
+# Successive halving: how many candidates see how many windows backward, and how many forward only. Only few can afford
+# the windows that tell near ones apart, and few windows are enough to leave the hopeless ones behind.
+ROUNDS = ((CANDIDATES, 2, 8), (6, 4, 32), (3, 12, 64))
+WINDOWS = 64
 # A further token costs a cache slot: it must take away this many nats a token.
 MIN_GAIN = 0.002
 
@@ -41,7 +41,8 @@ class PrefixTrial:
     """Nats a token, on the ends of calibration windows.
 
     edges: expected KL of rounding the activations behind the prefix, mean over `windows` windows;
-    shift: the float model's loss behind the prefix above that behind BOS alone, on text whose beginning neither sees.
+    shift: the float model's loss behind the prefix above that behind BOS alone, on text whose beginning neither sees,
+    mean over `texts` windows.
     Text that the model wrote behind BOS would speak against every other beginning; the end of that text does not, and
     tells what a prefix does to unseen text (SmolLM2 behind a space and a full stop: -0.03 there and on WikiText-2).
     """
@@ -50,6 +51,7 @@ class PrefixTrial:
     edges: float
     shift: float
     windows: int
+    texts: int
 
     @property
     def loss(self) -> float:
@@ -61,61 +63,58 @@ class PrefixTrial:
 
 @dataclass
 class _Runner:
-    """A prefix in the race, with the edges' loss in each window that it has seen."""
+    """A prefix in the race: the edges' loss and the float model's own in each window that it has seen."""
 
     ids: tuple[int, ...]
     past: list[LayerCache] | None
-    shift: float
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def trial(self) -> PrefixTrial:
-        return PrefixTrial(self.ids, fmean(self.losses), self.shift, len(self.losses))
+    edges: list[float] = field(default_factory=list)
+    floats: list[float] = field(default_factory=list)
 
 
 class _Race:
-    """`alone`: the runner without a further token, BOS if there is one; shifts are above its loss."""
+    """`alone`: the runner without a further token, BOS if there is one; shifts are above its losses."""
 
     def __init__(
         self, model: SensedModel, bos: tuple[int, ...], windows: Tensor, seed: int, tick: Callable[[], None]
     ) -> None:
         self.model, self.windows, self.seed, self.tick = model, windows, seed, tick
-        past = model.past(bos)
-        self.plain = model.next_loss(windows, past)
-        self.alone = _Runner(bos, past, 0.0)
-        tick()
+        self.alone = _Runner(bos, model.past(bos))
+        self.advance(self.alone, *ROUNDS[-1][1:])
 
-    def start(self, ids: tuple[int, ...]) -> _Runner:
-        past = self.model.past(ids)
-        shift = self.model.next_loss(self.windows, past) - self.plain
-        self.tick()
-        return _Runner(ids, past, shift)
-
-    def advance(self, runner: _Runner, windows: int) -> None:
-        """Let a runner see windows up to this number; every runner's draws are the same."""
-        for index in range(len(runner.losses), min(windows, len(self.windows))):
-            generator = torch.Generator().manual_seed(self.seed + index)
-            runner.losses.append(self.model.edge_loss(self.windows[index], runner.past, generator))
+    def advance(self, runner: _Runner, windows: int, texts: int) -> None:
+        """Let a runner see windows up to these numbers; every runner's draws are the same."""
+        for start in range(len(runner.floats), min(texts, len(self.windows)), BATCH):
+            batch = self.windows[start : min(start + BATCH, texts)]
+            runner.floats += self.model.next_losses(batch, runner.past)
             self.tick()
+        for index in range(len(runner.edges), min(windows, len(self.windows))):
+            generator = torch.Generator().manual_seed(self.seed + index)
+            runner.edges.append(self.model.edge_loss(self.windows[index], runner.past, generator))
+            self.tick()
+
+    def trial(self, runner: _Runner) -> PrefixTrial:
+        shift = fmean(mine - alone for mine, alone in zip(runner.floats, self.alone.floats, strict=False))
+        return PrefixTrial(runner.ids, fmean(runner.edges), shift, len(runner.edges), len(runner.floats))
 
     def run(self, prefixes: Sequence[tuple[int, ...]]) -> list[_Runner]:
         """Every prefix, the best first."""
-        racing, out = [self.start(ids) for ids in prefixes], list[_Runner]()
-        for places, windows in ROUNDS:
+        racing, out = [_Runner(ids, self.model.past(ids)) for ids in prefixes], list[_Runner]()
+        for places, windows, texts in ROUNDS:
             racing, out = racing[:places], racing[places:] + out
             for runner in racing:
-                self.advance(runner, windows)
-            racing.sort(key=lambda runner: runner.trial.loss)
+                self.advance(runner, windows, texts)
+            racing.sort(key=lambda runner: self.trial(runner).loss)
         return racing + out
 
 
 def race_length(windows: int, max_tokens: int) -> int:
     """How often a search over `windows` calibration windows calls its `tick`, at most."""
-    passes, before = CANDIDATES, 0
-    for places, wanted in ROUNDS:
-        seen = min(wanted, windows)
-        passes, before = passes + places * (seen - before), seen
-    return 1 + before + max_tokens * passes
+    passes = alone = seen = read = 0
+    for places, wanted, texts in ROUNDS:
+        batches = -(-(min(texts, windows) - read) // BATCH)
+        new = min(wanted, windows) - seen + batches
+        passes, alone, seen, read = passes + places * new, alone + new, min(wanted, windows), min(texts, windows)
+    return alone + max_tokens * passes
 
 
 def search_prefix(
@@ -141,12 +140,11 @@ def search_prefix(
     counts = Counter(windows.flatten().tolist())
     candidates = [token for token, _ in counts.most_common(CANDIDATES + 1) if token != spec.bos_id][:CANDIDATES]
     best = race.alone
-    race.advance(best, ROUNDS[-1][1])
-    trials = [best.trial]
+    trials = [race.trial(best)]
     for _ in range(max_tokens if candidates else 0):
         found = race.run([(*best.ids, token) for token in candidates])
-        trials += [runner.trial for runner in found]
-        if found[0].trial.loss > best.trial.loss - MIN_GAIN:
+        trials += [race.trial(runner) for runner in found]
+        if race.trial(found[0]).loss > race.trial(best).loss - MIN_GAIN:
             break
         best = found[0]
     return best.ids, trials

@@ -22,13 +22,15 @@ MAX_RECIPE_BYTES = 64 * 1024
 class Calibration(BaseModel):
     """How much text, and of what length (tokens, BOS included).
 
-    Learning stages see `learning_samples` windows, of which the first `samples` are those that all else sees.
+    Learning stages see `learning_samples` windows, of which the first `samples` are those that all else sees. Where the
+    user gives a text, the model still writes the share `written` of them, and what a short text lacks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     samples: int = Field(default=32, ge=1, le=65536)
     learning_samples: int = Field(default=0, ge=0, le=65536)
     length: int = Field(default=256, ge=2, le=32768)
+    written: float = Field(default=0.0, ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)
 
 
 class Learning(BaseModel):
@@ -110,6 +112,11 @@ def windows_of(recipe: Recipe) -> int:
     """How many calibration windows a run needs."""
     amount = recipe.calibration
     return max(amount.samples, amount.learning_samples if recipe.learn else 0)
+
+
+def from_text(recipe: Recipe) -> int:
+    """How many of these the user's text gives, if there is one: at least one."""
+    return max(1, round(windows_of(recipe) * (1.0 - recipe.calibration.written)))
 
 
 # At 8 bits the loss to learn away is a quarter of that at 4 bits: what learns must move less, but for ranges, which

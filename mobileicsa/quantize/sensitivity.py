@@ -159,7 +159,7 @@ def _gradients(
     shift = 0.0
     if past is not None:
         plain = sensed.past(() if bos is None else (bos,))
-        shift = sensed.next_loss(windows, past) - sensed.next_loss(windows, plain)
+        shift = fmean(sensed.next_losses(windows, past)) - fmean(sensed.next_losses(windows, plain))
     generator = torch.Generator().manual_seed(seed)
     for window in windows:
         losses.append(sensed.edge_loss(window, past, generator))

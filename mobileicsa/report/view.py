@@ -285,6 +285,8 @@ def _stages(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _calibration(facts: dict[str, Any]) -> str:
     source = "text that the model wrote itself" if facts["source"] == "self-generated" else "a text file"
+    if written := facts.get("self_generated_windows"):
+        source += f", {written} of them written by the model itself"
     note = f"; {facts['note']}" if facts.get("note") else ""
     return (
         f"{facts['windows']} windows of {facts['length']} tokens from {source} (SHA-256 {facts['sha256'][:12]}…{note})"

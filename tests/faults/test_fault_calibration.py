@@ -267,3 +267,15 @@ def test_fault_38_exported_files_hold_no_calibration_text_and_no_path(artifact: 
     assert all(phrase in TEXT for phrase in phrases[:3])
     places = [str(artifact.parent), "site-packages", "/home/", str(Path(mobileicsa.__file__).parents[1])]
     assert leaks(artifact, phrases + places) == []
+
+
+def test_the_model_writes_its_share_and_what_a_short_text_lacks(tiny: Tiny) -> None:
+    tiny.text.write_text("The quick brown fox jumps over the lazy dog. " * 8)
+    ran = tiny.quantize("calibration.samples=40", "calibration.length=24", "calibration.written=0.25")
+    assert ran.code == 0
+    facts = ran.document["calibration"]
+    assert (facts["source"], facts["windows"]) == ("file", 40)
+    assert 10 < facts["self_generated_windows"] < 40, "the text has windows for less than its share"
+    assert "of 30 windows asked for" in facts["note"]
+    said = f"{facts['self_generated_windows']} of them written by the model itself"
+    assert said in (tiny.output / "report.html").read_text()

@@ -31,6 +31,7 @@ class Written:
     losses: dict[tuple[int, ...], float]
     shifts: dict[tuple[int, ...], float]
     seen: list[tuple[tuple[int, ...], int]]
+    read: list[tuple[int, ...]]
 
     def __init__(self, model: Decoder, scheme: object) -> None:
         pass
@@ -38,8 +39,11 @@ class Written:
     def past(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids
 
-    def next_loss(self, windows: Tensor, past: tuple[int, ...]) -> float:
-        return 3.0 + self.shifts.get(past, 0.0)
+    def next_losses(self, windows: Tensor, past: tuple[int, ...]) -> list[float]:
+        # Noise of a text, other for other prefixes, that is gone over all texts.
+        noise = [0.05 * (-1) ** (int(window[-1]) // 16 + sum(past)) for window in windows]
+        self.read.append(past)
+        return [3.0 + self.shifts.get(past, 0.0) + n for n in noise]
 
     def edge_loss(self, window: Tensor, past: tuple[int, ...], generator: torch.Generator) -> float:
         number = int(window[-1])
@@ -51,12 +55,12 @@ class Written:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> type[Written]:
     monkeypatch.setattr(prefix, "SensedModel", Written)
-    Written.losses, Written.shifts, Written.seen = {}, {}, []
+    Written.losses, Written.shifts, Written.seen, Written.read = {}, {}, [], []
     return Written
 
 
 def numbered_windows() -> Tensor:
-    """Sixteen windows that end with their number and hold tokens 40 to 61, the lowest most often."""
+    """Windows that end with their number and hold tokens 40 to 61, the lowest most often."""
     row = torch.tensor([token for token in range(40, 62) for _ in range(62 - token)])
     return torch.cat((row.expand(WINDOWS, -1), torch.arange(WINDOWS)[:, None]), dim=1)
 
@@ -71,12 +75,14 @@ def test_the_best_of_noisy_candidates_wins_token_by_token(tmp_path: Path, writte
     ids, trials = search(tmp_path, numbered_windows(), 3)
     assert ids == (1, 50, 43)
     by_ids = {trial.ids: trial for trial in trials}
-    assert by_ids[1, 50].windows == by_ids[1, 49].windows == ROUNDS[-1][1]
+    for finalist in ((1, 50), (1, 49)):
+        assert (by_ids[finalist].windows, by_ids[finalist].texts) == ROUNDS[-1][1:]
     assert by_ids[1, 50].edges == pytest.approx(0.6)
-    assert by_ids[1, 55].windows == ROUNDS[0][1]
+    assert by_ids[1, 50].shift == pytest.approx(0.0)
+    assert (by_ids[1, 55].windows, by_ids[1, 55].texts) == ROUNDS[0][1:]
     assert (1, 56) not in by_ids, "more candidates than the most frequent sixteen"
     assert len(written.seen) == len(set(written.seen))
-    assert len(written.seen) + len(by_ids) == race_length(WINDOWS, 3)
+    assert len(written.seen) + len(written.read) == race_length(WINDOWS, 3)
 
 
 def test_what_a_prefix_does_to_the_float_model_counts_too(tmp_path: Path, written: type[Written]) -> None:
@@ -98,7 +104,7 @@ def test_a_token_that_gains_next_to_nothing_is_not_taken(tmp_path: Path, written
 def test_fewer_windows_than_the_race_wants_are_enough(tmp_path: Path, written: type[Written], count: int) -> None:
     written.losses = {(1,): 5.0, (1, 50): 0.1}
     assert search(tmp_path, numbered_windows()[:count], 1)[0] == (1, 50)
-    assert len(written.seen) + 17 == race_length(count, 1)
+    assert len(written.seen) + len(written.read) == race_length(count, 1)
 
 
 class RoundedEdge(Edge):

@@ -10,8 +10,10 @@ import pytest
 from tiny_data import write_data
 
 from benchmarks import tables
-from benchmarks.accuracy.texts import text_files
-from benchmarks.small_model.corpus import PLAYS, WIKI_TEST, held_out_plays
+from benchmarks.accuracy.run import ROWS
+from benchmarks.accuracy.texts import calibration_file, text_files
+from benchmarks.small_model.corpus import PLAYS, WIKI, WIKI_TEST, held_out_plays
+from mobileicsa.core.errors import InputError
 
 FOUND = {"perplexity": 40.0, "tokens": 20400}
 RESULT: dict[str, Any] = {
@@ -53,3 +55,20 @@ def test_the_second_table_is_there_when_its_result_is(tmp_path: Path, monkeypatc
     assert "| w8a8 | rotated | 42.00 | 1.050× | 42.00 | 1.050× | 1 min |" in filled
     (tmp_path / "accuracy-small-llama.json").unlink()
     assert tables.fill(filled) == page
+
+
+def test_the_text_to_calibrate_on_has_no_marks_for_rare_words(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    (data / WIKI).write_text(" = Title = \n The <unk> lobster , <unk> . \n", encoding="utf-8")
+    assert calibration_file(data, tmp_path).read_text(encoding="utf-8") == " = Title = \n The lobster , . \n"
+    (data / WIKI).unlink()
+    with pytest.raises(InputError, match="no such file"):
+        calibration_file(data, tmp_path)
+
+
+def test_a_row_says_what_it_was_calibrated_on() -> None:
+    facts = [row.facts() | {"name": row.name} for row in ROWS if (row.scheme, row.recipe) == ("w4a8", "learned")]
+    names = {row["name"]: tables._recipe(row) for row in facts}
+    assert names["w4a8-learned"] == "learned"
+    assert names["w4a8-learned-text"] == "learned, on WikiText-2 valid"
+    assert names["w4a8-learned-best-text"] == "learned, effort best, on WikiText-2 valid"
