@@ -46,13 +46,19 @@ log = logging.getLogger(__name__)
 def build(plan: BuildPlan, progress: Progress, finish: Finish) -> dict[str, Any]:
     """Quantise, export and record; returns report.json. `finish(folder)` adds the report page and model card.
 
-    An interrupted build keeps its finished steps beside the output; the same call with `resume` goes on from there.
+    An interrupted build keeps its finished steps beside the output; the same call goes on from there, with `overwrite`
+    only where `resume` says so.
     """
     options = plan.options
     with OutputLock(options.output):
         staging = Staging(options.output, plan.run_id)
         if staging.root.exists() and not options.resume:
-            staging.discard()
+            if options.overwrite:
+                staging.discard()
+            else:
+                log.warning(
+                    "going on from an interrupted run's finished steps (%s); --overwrite starts again", staging.root
+                )
         with staging:
             report = _Build(plan, staging, progress).run()
             staging.write_json(layout.REPORT, report)

@@ -30,10 +30,30 @@ def estimate(spec: ModelSpec, recipe: Recipe, limits: Limits | None, targets: tu
     return memory, disk
 
 
+def saving_memory(recipe: Recipe) -> Recipe:
+    """The recipe with blocks computed again for their gradient wherever the whole model learns."""
+    stages = (
+        stage.model_copy(update={"save_memory": True}) if stage.scope == "model" else stage for stage in recipe.learn
+    )
+    return recipe.model_copy(update={"learn": tuple(stages)})
+
+
 def _learning_memory(spec: ModelSpec, learning: Learning, length: int, integers: int) -> int:
-    """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes."""
-    copies = 7 if learning.weights == "latent" else 3
-    return integers * 5 + spec.decoder_weight_count * 4 * copies + learning.batch * _backward_memory(spec, length)
+    """Real weights, the student's, and what a backward pass and the optimiser keep, in bytes.
+
+    Block by block only one block has gradients, moments and passes at a time; end to end with `save_memory` all have,
+    but passes are kept of one block.
+    """
+    weights, logits = 4 * spec.decoder_weight_count, length * spec.vocab_size * 4 * 4
+    block = _block_pass_memory(spec, length)
+    moments = (5 if learning.weights == "latent" else 1) * weights
+    if learning.scope == "block":
+        kept = moments // spec.num_layers + learning.batch * block
+    else:
+        streams = length * spec.hidden_size * 4 * spec.num_layers
+        passes = streams + block if learning.save_memory else block * spec.num_layers
+        kept = moments + learning.batch * (passes + logits)
+    return integers * 5 + 2 * weights + kept
 
 
 def _moments_memory(spec: ModelSpec) -> int:
@@ -42,7 +62,10 @@ def _moments_memory(spec: ModelSpec) -> int:
 
 
 def _backward_memory(spec: ModelSpec, length: int) -> int:
-    """What one window keeps for its backward pass."""
-    kept = length * (8 * spec.hidden_size + 10 * spec.intermediate_size + 6 * spec.num_heads * length) * 4
-    logits = length * spec.vocab_size * 4 * 4
-    return kept * spec.num_layers + logits
+    """What one window keeps for its backward pass through the whole model."""
+    return _block_pass_memory(spec, length) * spec.num_layers + length * spec.vocab_size * 4 * 4
+
+
+def _block_pass_memory(spec: ModelSpec, length: int) -> int:
+    """What one window keeps for its backward pass through one block."""
+    return length * (8 * spec.hidden_size + 10 * spec.intermediate_size + 6 * spec.num_heads * length) * 4

@@ -14,7 +14,7 @@ from typing import Any
 
 from mobileicsa.artifact.duration import expected_seconds
 from mobileicsa.artifact.effort import fitting_recipe, scaled
-from mobileicsa.artifact.needs import estimate
+from mobileicsa.artifact.needs import estimate, saving_memory
 from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
@@ -158,7 +158,8 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     _check_accumulators(spec, scheme, limits)
     targets = tuple(_fitting(target, spec) for target in targets)
     memory, disk = estimate(spec, recipe, limits, targets)
-    _check_machine(options.output, memory, disk)
+    lean, _ = estimate(spec, saving_memory(recipe), limits, targets)
+    _check_machine(options.output, memory, lean, disk)
     _check_finite(checkpoint, unread)
     return BuildPlan(
         options=options,
@@ -245,8 +246,10 @@ def _fitting(target: Target, spec: ModelSpec) -> Target:
     return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
 
 
-def _check_machine(output: Path, memory: int, disk: int) -> None:
-    require_memory(memory)
+def _check_machine(output: Path, memory: int, lean: int, disk: int) -> None:
+    """`lean`: memory with `save_memory` in every stage that can have it."""
+    saved = lean < memory and lean <= available_memory()
+    require_memory(memory, f"set learn.N.save_memory=true ({lean >> 20:,} MiB, slower), " if saved else "")
     free = free_disk(output)
     if disk > free:
         raise EnvironmentFault(

@@ -92,7 +92,9 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the finished steps of an earlier run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from an interrupted run, with --overwrite too.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output when done.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a warning would do.")] = False,
     as_json: JsonFlag = False,

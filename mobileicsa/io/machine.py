@@ -32,13 +32,13 @@ def available_memory() -> int:
     return min(limits) if limits else 1 << 62
 
 
-def require_memory(needed: int) -> None:
-    """EnvironmentFault with both figures where less than `needed` bytes are available."""
+def require_memory(needed: int, remedy: str = "") -> None:
+    """EnvironmentFault with both figures where less than `needed` bytes are available; `remedy` comes before others."""
     available = available_memory()
     if needed > available:
         raise EnvironmentFault(
             f"needs about {needed >> 20:,} MiB of memory, {available >> 20:,} MiB are available",
-            hint="close other programs, use --effort fast, or take a machine with more memory",
+            hint=f"{remedy}close other programs, use --effort fast, or take a machine with more memory",
         )
 
 

@@ -195,14 +195,23 @@ def _override(data: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise SchemeError(f"recipe override {override!r}: must be key=value")
     *parents, leaf = key.split(".")
+    place: Any = data
     for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise SchemeError(f"recipe override {override!r}: {parent} is not a mapping")
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else place[_position(place, parent, override)]
+    at: str | int = leaf if isinstance(place, dict) else _position(place, leaf, override)
     try:
-        data[leaf] = yaml.safe_load(value)
+        place[at] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SchemeError(f"recipe override {override!r}: {error}") from error
+
+
+def _position(place: Any, number: str, override: str) -> int:
+    """Which entry of a list an override means, counted from 0."""
+    if not isinstance(place, list):
+        raise SchemeError(f"recipe override {override!r}: nothing is inside of {place!r}")
+    if not number.isdecimal() or int(number) >= len(place):
+        raise SchemeError(f"recipe override {override!r}: no entry {number!r}; there are {len(place)}, from 0")
+    return int(number)
 
 
 def _validated(data: dict[str, Any], where: str) -> Recipe:

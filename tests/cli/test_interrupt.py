@@ -70,8 +70,24 @@ def test_fault_42_an_interruption_is_one_json_document_too(
     assert str(staging) in result.json["error"]["hint"]
 
 
-def test_fault_42_what_was_interrupted_goes_on_with_resume(
-    fork: Start, quantize: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flags", "goes_on", "told"),
+    [
+        (["--resume"], True, False),
+        (["--resume", "--overwrite"], True, False),
+        ([], True, True),  # nothing is lost where nobody said that it may be
+        (["--overwrite"], False, False),
+    ],
+    ids=lambda value: " ".join(value) or "plain" if isinstance(value, list) else None,
+)
+def test_fault_42_what_was_interrupted_goes_on(
+    fork: Start,
+    quantize: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    goes_on: bool,
+    told: bool,
 ) -> None:
     given = [*quantize, "--output", tmp_path / "out"]
     with quick_backend.quick_backend():
@@ -81,9 +97,10 @@ def test_fault_42_what_was_interrupted_goes_on_with_resume(
             wait_for_writer(tmp_path, child)
             os.kill(child.pid, signal.SIGINT)
             assert child.wait().code == 130
-        result = fork(*given, "--resume").wait()
+        result = fork(*given, *flags).wait()
     assert result.code == 0
-    assert "layer 1/2" not in result.err
+    assert ("layer 1/2" not in result.err) == goes_on
+    assert ("--overwrite starts again" in result.err) == told
     assert "write quick for quick" in result.err
 
 

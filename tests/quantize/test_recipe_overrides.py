@@ -1,0 +1,31 @@
+"""Fields given beside a recipe's name: inside of sections and of stages, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobileicsa.core.errors import SchemeError
+from mobileicsa.quantize.recipe import load_recipe
+
+
+def test_fields_reach_into_sections_and_stages() -> None:
+    recipe = load_recipe("learned", ("calibration.samples=3", "learn.1.save_memory=true", "learn.0.steps=5"))
+    assert recipe.calibration.samples == 3
+    assert [stage.save_memory for stage in recipe.learn] == [False, True]
+    assert recipe.learn[0].steps == 5
+    assert load_recipe("learned", ("learn.1={steps: 7}",)).learn[1].steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learn.2.steps=1", "no entry '2'; there are 2, from 0"),
+        ("learn.last.steps=1", "no entry 'last'"),
+        ("learn.-1.steps=1", "no entry '-1'"),
+        ("rotation.kind=1", "nothing is inside of 'hadamard'"),
+        ("learn.0.stepz=1", "field learn.0.stepz"),
+    ],
+)
+def test_fields_that_are_not_there_are_named(override: str, message: str) -> None:
+    with pytest.raises(SchemeError, match=message.replace(".", r"\.")):
+        load_recipe("learned", (override,))
