@@ -36,8 +36,7 @@ from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe
 
 INT32_MAX = 2**31 - 1
 ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
-# By bits of the weights: 4-bit ones need learning, which takes most of a run; 8-bit ones lose little without.
-DEFAULT_RECIPES = {8: "rotated", 4: "learned"}
+DEFAULT_RECIPE = "learned"
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class BuildOptions:
     model: str
     scheme: str
     output: Path
-    recipe: str | None = None  # the default for the scheme
+    recipe: str | None = None  # the default
     overrides: Sequence[str] = ()
     calibration: Path | None = None
     effort: str = "default"
@@ -136,8 +135,9 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
     limits = limits_for(scheme, options.budget_bytes, options.max_ppl_increase)
-    chosen = options.recipe or DEFAULT_RECIPES[scheme.weight_bits]
-    recipe = scaled(stages_for(load_recipe(chosen, options.overrides), scheme), options.effort)
+    recipe = scaled(
+        stages_for(load_recipe(options.recipe or DEFAULT_RECIPE, options.overrides), scheme), options.effort
+    )
     scheme = codes_for(scheme, recipe)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
