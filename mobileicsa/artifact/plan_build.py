@@ -135,9 +135,8 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
     limits = limits_for(scheme, options.budget_bytes, options.max_ppl_increase)
-    recipe = scaled(
-        stages_for(load_recipe(options.recipe or DEFAULT_RECIPE, options.overrides), scheme), options.effort
-    )
+    recipe = load_recipe(options.recipe or DEFAULT_RECIPE, options.overrides)
+    recipe = scaled(stages_for(recipe, scheme), options.effort)
     scheme = codes_for(scheme, recipe)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
