@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy.ablation --work build/accuracy --windows 80 --model build/trained --name small-llama
 
-On SmolLM2-135M (the default model) the grid takes about six hours on two cores, on the small model one. Texts and
+On SmolLM2-135M (the default model) the grid takes about ten hours on two cores, on the small model two. Texts and
 windows are those of benchmarks.accuracy.run; a finished step's answer stays in the work folder.
 """
 
@@ -33,7 +33,7 @@ def _row(of: Subject, variant: Variant, floats: dict[str, float]) -> dict[str, A
     name = f"ablation-{slug(variant)}"
     recipe = write_recipe(variant, of.steps.work / "recipes")
     folder = of.steps.artifact(name)
-    arguments = ["--model", of.model, "--scheme", variant.scheme, "--recipe", str(recipe), "--target", variant.target]
+    arguments = ["--model", of.model, "--scheme", variant.scheme, "--recipe", str(recipe)]
     built = of.steps.ask(f"build-{name}", "quantize", *arguments, "--output", folder, "--overwrite")
     found = {}
     for text in of.texts:
@@ -44,7 +44,6 @@ def _row(of: Subject, variant: Variant, floats: dict[str, float]) -> dict[str, A
         "name": variant.name,
         "recipe": variant.recipe,
         "changes": variant.changes,
-        "target": variant.target,
         "quantize_s": built["wall_s"],
         "texts": found,
         "ratio": mean,

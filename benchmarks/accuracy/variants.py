@@ -10,20 +10,15 @@ from typing import Any
 
 import yaml
 
-from benchmarks.steps import INTEGER_ONLY
-from mobileicsa.program.targets import DEFAULT_TARGET
-
 
 @dataclass(frozen=True)
 class Variant:
-    """`changes`: recipe fields by path (list entries by number); None takes the field or entry away. `target` is that
-    of the artifact, as which its simulator runs."""
+    """`changes`: recipe fields by path (list entries by number); None takes the field or entry away."""
 
     name: str
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict)
     scheme: str = "w4a8"
-    target: str = INTEGER_ONLY
 
 
 # MobileQuant's own ablation (arXiv 2408.13933, section 4): what is learned, and whether in one loss or block by block.
@@ -46,6 +41,7 @@ OURS = (
     Variant("ours with half asymmetric GPTQ", "learned", {"asymmetric": 0.5}),
     Variant("ours with head-room 1.1", "learned", {"headroom": 1.1}),
     Variant("ours with bias correction", "learned", {"bias_correction": True}),
+    Variant("ours with the -8 code", "learned", {"codes": "full"}),
     Variant("ours without learning", "learned", {"learn": []}),
     Variant("ours without block learning", "learned", {"learn.0": None}),
     Variant("ours without end-to-end learning", "learned", {"learn.1": None}),
@@ -55,13 +51,7 @@ OURS = (
     Variant("ours, end to end without gains", "learned", {"learn.1.lr_gains": 0.0}),
     Variant("ours, end to end without prefix rows", "learned", {"learn.1.lr_prefix": 0.0}),
 )
-# The target of all others does not take the code -8. This pair runs as the host CPU does, with norm, softmax, RoPE and
-# SiLU in float: its rows compare with each other only.
-CODES = (
-    Variant("ours on the host CPU", "learned", target=DEFAULT_TARGET),
-    Variant("ours with the -8 code, on the host CPU", "learned", {"codes": "full"}, target=DEFAULT_TARGET),
-)
-VARIANTS = MOBILEQUANT + OURS + CODES
+VARIANTS = MOBILEQUANT + OURS
 
 
 def write_recipe(variant: Variant, folder: Path) -> Path:
