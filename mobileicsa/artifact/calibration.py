@@ -10,7 +10,7 @@ from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.artifact.tokenizer import Tokenizer
 from mobileicsa.calibrate.generated import generate_windows, passes
 from mobileicsa.calibrate.overlap import line_sketch
-from mobileicsa.calibrate.text import interleaved, make_windows
+from mobileicsa.calibrate.text import CalibrationText, interleaved, make_windows
 from mobileicsa.io.hashing import sha256_bytes
 from mobileicsa.models.load import load_decoder
 from mobileicsa.quantize.recipe import from_text, windows_of
@@ -22,28 +22,35 @@ def calibration_windows(plan: BuildPlan, tokenizer: Tokenizer, progress: Progres
 
     A file's name and text stay out of these facts: only hashes and counts go into the artifact.
     """
-    amount, text = plan.recipe.calibration, plan.calibration_text
-    samples, length = windows_of(plan.recipe), amount.length
+    samples, length = windows_of(plan.recipe), plan.recipe.calibration.length
     facts: dict[str, Any] = {"seed": plan.options.seed}
-    notes: list[str] = []
-    if text is None:
+    made, notes = _from_text(plan, tokenizer, length)
+    if made is None:
         windows = _written(plan, samples, length, progress)
         facts |= {"source": "self-generated", "sha256": sha256_bytes(windows.numpy().tobytes())}
     else:
-        where = str(plan.options.calibration)
-        wanted = from_text(plan.recipe)
-        made = make_windows(text, tokenizer.encode, plan.spec.vocab_size, wanted, length, where)
         windows = made.windows
-        facts |= {"source": "file", "sha256": made.sha256, "line_hashes": line_sketch(text)}
-        notes += [made.note] if made.note else []
-        if wanted < samples:
-            count = samples - windows.shape[0]
-            windows = interleaved(windows, _written(plan, count, windows.shape[1] + 1, progress))
+        facts |= {"source": "file", "sha256": made.sha256, "line_hashes": line_sketch(str(plan.calibration_text))}
+        count = samples - windows.shape[0] if plan.recipe.calibration.written else 0
+        if count:
+            windows = interleaved(windows, _written(plan, count, length, progress))
             facts["self_generated_windows"] = count
     if windows.shape[0] == 1:
         notes.append("n = 1: ranges are unreliable")
     facts |= {"windows": windows.shape[0], "length": windows.shape[1] + 1, "tokens": windows.numel()}
     return windows, {**facts, "note": "; ".join(notes)}
+
+
+def _from_text(plan: BuildPlan, tokenizer: Tokenizer, length: int) -> tuple[CalibrationText | None, list[str]]:
+    """The windows that the user's text gives, if there is one and it is of use, and notes."""
+    if plan.calibration_text is None:
+        return None, []
+    where, wanted = str(plan.options.calibration), from_text(plan.recipe)
+    made = make_windows(plan.calibration_text, tokenizer.encode, plan.spec.vocab_size, wanted, length, where)
+    if plan.recipe.calibration.written and made.windows.shape[1] < length - 1:
+        # All windows have one length, and none should learn from so short ones.
+        return None, [f"the text has {made.windows.numel()} tokens, less than a window: left out"]
+    return made, [made.note] if made.note else []
 
 
 def _written(plan: BuildPlan, samples: int, length: int, progress: Progress) -> Tensor:

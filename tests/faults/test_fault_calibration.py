@@ -279,3 +279,13 @@ def test_the_model_writes_its_share_and_what_a_short_text_lacks(tiny: Tiny) -> N
     assert "of 30 windows asked for" in facts["note"]
     said = f"{facts['self_generated_windows']} of them written by the model itself"
     assert said in (tiny.output / "report.html").read_text()
+
+
+def test_fault_32_a_text_shorter_than_a_window_is_left_out_where_the_model_writes_too(tiny: Tiny) -> None:
+    tiny.text.write_text("The quick brown fox")
+    ran = tiny.quantize("calibration.samples=4", "calibration.length=64", "calibration.written=0.25")
+    assert ran.code == 0
+    facts = ran.document["calibration"]
+    assert (facts["source"], facts["windows"], facts["length"]) == ("self-generated", 4, 64)
+    assert facts["note"] == f"the text has {len('The quick brown fox')} tokens, less than a window: left out"
+    assert facts["note"] in ran.notes
