@@ -21,27 +21,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def accuracy(result: dict[str, Any]) -> list[str]:
-    """Perplexity of every scheme and recipe on the simulator, and of the runtimes where they were measured."""
-    lines = [
-        f"{result['model']}, {result['text']}: {result['tokens']:,} tokens, {result['window']}-token windows, BOS. "
-        f"Float32: {result['float_perplexity']:.2f}. Calibrated on text that the model wrote itself.",
-        "",
-        "| scheme | recipe | simulator | over float | ONNX Runtime | ExecuTorch | every op encoded (NPU target) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        runtimes = [_measured(row, key) for key in ("onnx", "executorch", "integer_only")]
-        cells = [row["scheme"], row["recipe"], f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}×", *runtimes]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _measured(row: dict[str, Any], key: str) -> str:
-    found = row.get(f"{key}_perplexity")
-    return "" if found is None else f"{found['perplexity']:.2f}"
-
-
 def speed(result: dict[str, Any]) -> list[str]:
     """Host speed beside float32 on the same runtime."""
     environment = result["environment"]
@@ -84,8 +63,9 @@ def recipes(result: dict[str, Any]) -> list[str]:
         "calibrated or learned on either text; where no text is named, it is the model's own. Peers (*) leave more in "
         "float: head, embedding, norms, softmax, stream." + _trained(result),
         "",
-        "| scheme | recipe | WikiText-2 | over float | Tiny Shakespeare | over float | time |",
-        "|---|---|---|---|---|---|---|",
+        "| scheme | recipe | WikiText-2 | over float | ONNX Runtime | ExecuTorch "
+        "| Tiny Shakespeare | over float | time |",
+        "|---" * 9 + "|",
     ]
     named = [(row["scheme"], _recipe(row), row) for row in result["rows"]]
     named += [(peer["scheme"], f"{peer['name']} *", peer) for peer in result["peers"]]
@@ -93,13 +73,17 @@ def recipes(result: dict[str, Any]) -> list[str]:
         ("float32", "", {"texts": result["float"]}),
         *sorted(named, key=lambda n: n[0], reverse=True),
     ]:
-        cells = [scheme, name]
-        for text in ("wikitext2", "shakespeare"):
-            found = row["texts"][text]
-            cells += [f"{found['perplexity']:.2f}", f"{found['ratio']:.3f}×" if "ratio" in found else ""]
+        wiki, plays = (_over_float(row["texts"][text]) for text in ("wikitext2", "shakespeare"))
+        runtimes = row.get("runtimes", {})
+        measured = [f"{runtimes[key]['perplexity']:.2f}" if key in runtimes else "" for key in ("onnx", "executorch")]
+        cells = [scheme, name, *wiki, *measured, *plays]
         seconds = row.get("quantize_s")
         lines.append(f"| {' | '.join(cells)} | {'' if seconds is None else f'{seconds / 60:.0f} min'} |")
     return lines
+
+
+def _over_float(found: dict[str, Any]) -> list[str]:
+    return [f"{found['perplexity']:.2f}", f"{found['ratio']:.3f}×" if "ratio" in found else ""]
 
 
 def _trained(result: dict[str, Any]) -> str:
@@ -178,7 +162,6 @@ def ablation(result: dict[str, Any]) -> list[str]:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "ablation": ("ablation-small-llama", ablation),
-    "accuracy": ("route-smollm2-135m", accuracy),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),
