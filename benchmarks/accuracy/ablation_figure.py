@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.accuracy.variants import CODES, MOBILEQUANT, OURS
+from benchmarks.accuracy.variants import MOBILEQUANT, OURS
 from benchmarks.svg import pyplot, svg_text
 
 WHOLE, PART = "#d9622b", "#b9bec6"
 
 
 def draw(result: dict[str, Any]) -> str:
-    """SVG text: panels for MobileQuant's parts and ours, and for what only the host CPU takes; bars of the mean ratio
-    over both texts."""
+    """SVG text: panels for MobileQuant's parts and ours; bars of the mean ratio over both texts."""
     by_name = {row["name"]: row for row in result["rows"]}
-    groups = (("MobileQuant's parts", MOBILEQUANT), ("our parts", OURS), ("codes, on the host CPU", CODES))
+    groups = (("MobileQuant's parts", MOBILEQUANT), ("our parts", OURS))
     heights = [len(variants) for _, variants in groups]
     figure, panels = pyplot().subplots(len(groups), 1, figsize=(8, 6.8), gridspec_kw={"height_ratios": heights})
     for axes, (title, variants) in zip(panels, groups, strict=True):

@@ -33,7 +33,7 @@ class _PlainLinear(nn.Linear):
     def __init__(self, linear: Linear) -> None:
         out_features, in_features = linear.weight.shape
         super().__init__(in_features, out_features, bias=linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias = linear.weight, linear.bias  # type: ignore[assignment]
 
 
 def plain_linears(decoder: nn.Module) -> None:
@@ -52,7 +52,7 @@ def torchao_8da4w(model: FloatModel, group: int | None) -> None:
     plain_linears(model.decoder)
     granularity = PerAxis(0) if group is None else PerGroup(group)
     layers = model.decoder.layers
-    quantize_(layers, Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=granularity))
+    quantize_(layers, Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=granularity))  # type: ignore[attr-defined]
 
 
 def pt2e_static(model: FloatModel) -> None:
@@ -82,7 +82,7 @@ def pt2e_static(model: FloatModel) -> None:
         padded = torch.nn.functional.pad(ids, (0, WINDOW - ids.shape[1]))
         return converted(padded)[:, : ids.shape[1]], None
 
-    model.decoder = decoder
+    model.decoder = decoder  # type: ignore[assignment]
 
 
 class _Logits(nn.Module):
@@ -96,6 +96,7 @@ class _Logits(nn.Module):
 
 
 def _with_bos(model: FloatModel, windows: Tensor) -> Tensor:
+    assert model.bos_id is not None
     return torch.cat((torch.full((windows.shape[0], 1), model.bos_id), windows), dim=1)
 
 

@@ -34,7 +34,7 @@ def _accuracy(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _speed(axes: Any, rows: list[dict[str, Any]]) -> None:
-    names = []
+    names = list[str]()
     for row in rows:
         for backend, words in RUNTIMES.items():
             ratio = row["bench"][backend]["ratio_to_float32"]["decode_tokens_per_s"]

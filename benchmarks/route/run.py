@@ -117,7 +117,8 @@ def _row(
 
 
 def _agreement(found: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: found[key] for key in ("equal_share", "max_steps", "calls", "identical_calls") if key in found}
+    kept: dict[str, Any] = {}
+    kept |= {key: found[key] for key in ("equal_share", "max_steps", "calls", "identical_calls") if key in found}
     if "greedy" in found:
         kept["greedy"] = {key: found["greedy"][key] for key in ("token_agreement", "identical", "prompts")}
     if "exact" in found:
@@ -130,7 +131,8 @@ def _pte_bytes_per_weight(report: dict[str, Any]) -> float:
     model = report["model"]
     table = model["parameters"] - model["decoder_weights"]
     file: int = report["targets"]["host-cpu"]["executorch"]["files"]["model.pte"]
-    return (file - table) / int(model["decoder_weights"])
+    share: float = (file - table) / model["decoder_weights"]
+    return share
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ class Settings:
     @property
     def total(self) -> int:
         """Length of the run in `unit`s."""
-        return self.steps if self.minutes is None else max(round(60 * self.minutes), 1)
+        if self.minutes is not None:
+            return max(round(60 * self.minutes), 1)
+        assert self.steps is not None
+        return self.steps
 
     @property
     def unit(self) -> str:
@@ -56,4 +59,4 @@ class Settings:
 
     def share(self, steps: int, seconds: float) -> float:
         """Part of the run that is done, 1 and more when it is over."""
-        return steps / self.steps if self.minutes is None else seconds / (60 * self.minutes)
+        return (steps if self.minutes is None else seconds) / self.total

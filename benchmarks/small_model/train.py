@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.small_model.corpus import LICENCES, Corpus, evaluation_texts, read_corpus
+from benchmarks.small_model.corpus import LICENCES, UNKNOWN, Corpus, evaluation_texts, read_corpus
 from benchmarks.small_model.record import RECORD
 from benchmarks.small_model.settings import BATCH, WINDOW, Settings
 from benchmarks.small_model.state import State, load, restore, save
-from benchmarks.small_model.tokens import BOS, EOS, UNKNOWN, Batches, token_stream, train_tokenizer, windows_of
+from benchmarks.small_model.tokens import BOS, EOS, Batches, token_stream, train_tokenizer, windows_of
 from benchmarks.small_model.training import mean_loss, new_state, train
 from mobileicsa.artifact.model import FloatModel
 from mobileicsa.bench.environment import environment

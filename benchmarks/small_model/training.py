@@ -76,7 +76,7 @@ def mean_loss(model: LlamaForCausalLM, windows: Tensor, dtype: torch.dtype) -> f
     """The same over many windows, every scored token counted once."""
     model.eval()
     total, count = 0.0, 0
-    for part in windows.split(BATCH):
+    for part in torch.split(windows, BATCH):
         scored = int((labels_of(part)[:, 1:] >= 0).sum())
         total += float(loss_of(model, part, dtype)) * scored
         count += scored
@@ -107,7 +107,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate_at(share)
         loss = loss_of(model, batches.at(state.steps), dtype)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
