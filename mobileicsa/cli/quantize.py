@@ -53,13 +53,15 @@ def quantize(
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help="Recipe name or YAML file; default: rotated (8-bit weights) or learned (4-bit).",
+            help="Recipe name or YAML file; default: learned; rotated takes minutes.",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", metavar="FILE", help="UTF-8 .txt or .jsonl; without it the model writes its own text."
+            "--calibration",
+            metavar="FILE",
+            help="UTF-8 .txt or .jsonl, best of your users' kind; without it the model writes its own text.",
         ),
     ] = None,
     effort: Annotated[
