@@ -107,7 +107,7 @@ def evaluate(
             )
     windows = windows[:max_windows]
     sums = _Sums(positions)
-    tick = progress.step("perplexity", len(windows)) if progress else _nothing
+    tick = progress.step("perplexity", len(windows)) if progress else lambda: None
     for piece in windows:
         tokens = ids[piece.start : piece.end]
         position = len(tokens) - piece.scored
@@ -262,7 +262,3 @@ def _log_probabilities(logits: Tensor, where: str) -> Tensor:
     if not bool(torch.isfinite(logits).all()):
         raise InputError(f"{where}: logits are NaN or infinite", hint="run `mobileicsa verify` on the artifact")
     return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _nothing() -> None:
-    return None

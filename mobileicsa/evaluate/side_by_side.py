@@ -58,7 +58,7 @@ def compare(
     }
     pairs = _unfinished(before, terms, prompts)
     for index in range(len(pairs), len(prompts)):
-        tick = progress.step(step_title(index, len(prompts)), 2 * tokens) if progress else _nothing
+        tick = progress.step(step_title(index, len(prompts)), 2 * tokens) if progress else lambda: None
         pairs.append(_pair(model, reference, prompts[index], tokens, tick))
         if keep is not None:
             keep({**terms, **_summary(pairs, len(prompts)), "pairs": pairs})
@@ -137,7 +137,3 @@ def _summary(pairs: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
         "token_agreement": sum(pair["equal_tokens"] for pair in pairs) / total if total else 1.0,
         "identical": sum(pair["equal_tokens"] == pair["tokens"] for pair in pairs),
     }
-
-
-def _nothing() -> None:
-    return None
