@@ -6,7 +6,8 @@ prints one JSON answer. Their linears are ours as `nn.Linear`, with the same flo
 and the embedding stay in float32, and norms, softmax and the residual stream too: less is quantised than in our rows.
 
 Not here: AIMET (aimet-torch 2.42 imports torchvision, whose operators do not load beside torch 2.13), and Olive's
-QuaRot with GPTQ and static activations (its QDQ pass leaves GroupQueryAttention, so all of attention, in float; not run yet).
+QuaRot with GPTQ and static activations (its QDQ pass leaves GroupQueryAttention, so all of attention, in
+float; not run yet).
 """
 
 from __future__ import annotations
