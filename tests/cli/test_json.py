@@ -147,10 +147,10 @@ def test_quantize_dry_run_gives_the_plan(command: Command, quantize: list[str], 
 @pytest.mark.parametrize(
     ("scheme", "recipe", "expected", "scopes"),
     [
-        ("w8a8", None, "rotated", []),
+        ("w8a8", None, "learned", ["model"]),
         ("w4a8", None, "learned", ["block", "model"]),
         ("w4a16", None, "learned", ["block", "model"]),
-        ("w8a8", "learned", "learned", ["model"]),
+        ("w8a8", "rotated", "rotated", []),
     ],
 )
 def test_the_default_recipe_and_its_stages_follow_the_scheme(

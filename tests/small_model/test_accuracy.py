@@ -26,6 +26,7 @@ RESULT: dict[str, Any] = {
             "recipe": "rotated",
             "effort": "default",
             "quantize_s": 60.0,
+            "runtimes": {"executorch": {"perplexity": 42.125}},
             "texts": {name: {"perplexity": 42.0, "ratio": 1.05} for name in ("wikitext2", "shakespeare")},
         }
     ],
@@ -52,7 +53,7 @@ def test_the_second_table_is_there_when_its_result_is(tmp_path: Path, monkeypatc
     filled = tables.fill(page)
     assert "small-llama, first 20,400 tokens" in filled
     assert "5.5 M parameters on no grid, trained here on 8.6 M tokens" in filled
-    assert "| w8a8 | rotated | 42.00 | 1.050× | 42.00 | 1.050× | 1 min |" in filled
+    assert "| w8a8 | rotated | 42.00 | 1.050× |  | 42.12 | 42.00 | 1.050× | 1 min |" in filled
     (tmp_path / "accuracy-small-llama.json").unlink()
     assert tables.fill(filled) == page
 
