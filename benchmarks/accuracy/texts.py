@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.small_model.corpus import PLAYS, UNKNOWN, WIKI, WIKI_TEST, evaluation_texts
-from mobileicsa.core.errors import InputError
+from benchmarks.small_model.corpus import PLAYS, UNKNOWN, WIKI, WIKI_TEST, evaluation_texts, read_file
 
 HELD_OUT_PLAYS = "shakespeare-held-out.txt"
 CALIBRATION = "WikiText-2 valid"
@@ -31,9 +30,6 @@ def calibration_file(data: Path, work: Path) -> Path:
 
     It has `<unk>` for rare words, which the raw test has not; without them it reads like the test.
     """
-    path = data / WIKI
-    if not path.is_file():
-        raise InputError(f"{path}: no such file", hint="set MOBILEICSA_DATA or --data to the data folder")
     file = work / "wikitext2-valid.txt"
-    file.write_text(path.read_text(encoding="utf-8").replace(f" {UNKNOWN}", ""), encoding="utf-8")
+    file.write_text(read_file(data, WIKI, {}).replace(f" {UNKNOWN}", ""), encoding="utf-8")
     return file

@@ -61,12 +61,12 @@ class Corpus:
 def read_corpus(data: Path) -> Corpus:
     """The whole corpus. Raises InputError naming a file of the data folder that is missing or broken."""
     files: dict[str, str] = {}
-    articles = wiki_articles(_read(data, WIKI, files))
+    articles = wiki_articles(read_file(data, WIKI, files))
     last = int(len(articles) * LEARNED_SHARE)
-    plays, watched = cut_at_blank_line(training_plays(_read(data, PLAYS, files)), LEARNED_SHARE)
+    plays, watched = cut_at_blank_line(training_plays(read_file(data, PLAYS, files)), LEARNED_SHARE)
     train = [*articles[:last], plays]
     for source in OTHERS:
-        text = _read(data, source.file, files)
+        text = read_file(data, source.file, files)
         try:
             train += source.documents(text)
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -76,7 +76,7 @@ def read_corpus(data: Path) -> Corpus:
 
 def evaluation_texts(data: Path) -> dict[str, str]:
     """The texts that the trained model is measured on, whole."""
-    return {"wikitext2": _read(data, WIKI_TEST, {}), "shakespeare": held_out_plays(_read(data, PLAYS, {}))}
+    return {"wikitext2": read_file(data, WIKI_TEST, {}), "shakespeare": held_out_plays(read_file(data, PLAYS, {}))}
 
 
 def training_plays(text: str) -> str:
@@ -139,7 +139,7 @@ OTHERS = (
 LICENCES = {WIKI: "CC BY-SA 3.0, GFDL", PLAYS: "public domain"} | {one.file: one.licence for one in OTHERS}
 
 
-def _read(data: Path, file: str, files: dict[str, str]) -> str:
+def read_file(data: Path, file: str, files: dict[str, str]) -> str:
     """The text of a file (UTF-8, .gz or not); its SHA-256 goes into `files`."""
     path = data / file
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import held_out
 from mobileicsa.quantize.prefix import race_length
-from mobileicsa.quantize.recipe import from_text, windows_of
+from mobileicsa.quantize.recipe import windows_of
 from mobileicsa.quantize.rotation_learning import STEPS, windows_seen
 from mobileicsa.quantize.sensitivity import WINDOWS
 
@@ -23,7 +23,7 @@ def expected_seconds(plan: BuildPlan) -> list[tuple[str, float]]:
     tokens = amount.samples * amount.length / MEASURED_TOKENS
     weights = plan.spec.decoder_weight_count / MEASURED_WEIGHTS
     windows = windows_of(plan.recipe)
-    written = windows if plan.calibration_text is None else windows - from_text(plan.recipe)
+    written = plan.written_windows
     steps = [("calibration text", (30.0 + 0.6 * written) * weights if written else 0.1)]
     if plan.recipe.prefix_tokens:
         steps.append(("sink prefix", 0.75 * weights * race_length(windows, plan.recipe.prefix_tokens)))

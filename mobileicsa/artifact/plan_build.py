@@ -105,10 +105,16 @@ class BuildPlan:
             "notes": self.notes,
         }
 
+    @property
+    def written_windows(self) -> int:
+        """How many calibration windows the model writes, where the user's text has enough for the others."""
+        windows = windows_of(self.recipe)
+        return windows if self.calibration_text is None else windows - from_text(self.recipe)
+
     def _text_source(self) -> str:
         if self.calibration_text is None:
             return "written by the model itself"
-        written = windows_of(self.recipe) - from_text(self.recipe)
+        written = self.written_windows
         return "from file" + (f", {written} windows written by the model itself" if written else "")
 
     def steps(self) -> list[str]:

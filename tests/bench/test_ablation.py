@@ -34,6 +34,10 @@ def test_the_target_takes_the_codes_of_every_variant(variant: Variant, tmp_path:
     check_codes(codes_for(find_scheme(variant.scheme), recipe), find_target(DEFAULT_TARGET))
 
 
+def test_every_variant_has_the_whole_recipe_beside_it() -> None:
+    assert {v.recipe for v in VARIANTS} == {v.recipe for v in VARIANTS if not v.changes}
+
+
 def test_a_change_reaches_into_lists_and_takes_entries_away() -> None:
     recipe = {"a": 1, "learn": [{"steps": 1}, {"steps": 2}]}
     assert changed(recipe, {"learn.1.steps": 5, "learn.0": None}) == {"a": 1, "learn": [{"steps": 5}]}
