@@ -43,6 +43,9 @@ class Stream:
     prefix: Tensor
     quantized: Tensor | None = None
 
+    def to(self, device: torch.device) -> Stream:
+        return Stream(**{name: value.to(device) for name, value in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if value is not None}
 
@@ -64,9 +67,9 @@ def run_prefix(spec: ModelSpec, layer: DecoderLayer, stream: Stream) -> tuple[Te
     """The prefix through one block: its next hidden states and its stored K/V (1, kv_heads, P, head_dim)."""
     length = stream.prefix.shape[1]
     if length == 0:
-        empty = torch.zeros((1, spec.num_kv_heads, 0, spec.head_dim))
+        empty = stream.prefix.new_zeros((1, spec.num_kv_heads, 0, spec.head_dim))
         return stream.prefix, (empty, empty)
-    ropes, masks = positions_for(spec, 0, length)
+    ropes, masks = positions_for(spec, 0, length, stream.prefix.device)
     rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
     output, cache = layer(stream.prefix, rope, masks[layer.layer.sliding_window])
     return output, cache
@@ -80,7 +83,7 @@ def run_content(
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """The windows through one block, batch by batch, attending to the prefix's K/V."""
-    ropes, masks = positions_for(spec, past[0].shape[2], content.shape[1])
+    ropes, masks = positions_for(spec, past[0].shape[2], content.shape[1], content.device)
     rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
     mask = masks[layer.layer.sliding_window]
     for batch in torch.split(content, BATCH):

@@ -162,10 +162,10 @@ class Decoder(nn.Module):
 
 
 def positions_for(
-    spec: ModelSpec, start: int, length: int
+    spec: ModelSpec, start: int, length: int, device: torch.device | None = None
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]:
-    """RoPE tables and masks of `length` tokens that follow `start` valid ones."""
+    """RoPE tables and masks of `length` tokens that follow `start` valid ones; made on the CPU on every device."""
     query, key = torch.arange(start, start + length), torch.arange(start + length)
-    ropes = [rope_table(rope, query) for rope in spec.ropes]
-    masks = {window: causal_mask(query, key, window) for window in {layer.sliding_window for layer in spec.layers}}
-    return ropes, masks
+    ropes = [(cos.to(device), sin.to(device)) for cos, sin in (rope_table(rope, query) for rope in spec.ropes)]
+    windows = {layer.sliding_window for layer in spec.layers}
+    return ropes, {window: causal_mask(query, key, window).to(device) for window in windows}

@@ -50,36 +50,54 @@ class Targets:
     hidden: Tensor | None = None
 
 
+def learning_device() -> torch.device:
+    """Where students learn: a GPU if PyTorch has one (hide it with CUDA_VISIBLE_DEVICES= for the CPU)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @torch.no_grad()
 def float_targets(
-    base: Base, weights: WeightSource, windows: Tensor, loss: str, tick: Callable[[], None]
+    base: Base,
+    weights: WeightSource,
+    windows: Tensor,
+    loss: str,
+    tick: Callable[[], None],
+    device: torch.device | None = None,
 ) -> list[Targets]:
-    """One entry a window (N, T) that follows the prefix."""
+    """One entry a window (N, T) that follows the prefix, kept on the CPU; computed on `device`."""
     spec, prefix = base.plan.spec, base.plan.prefix_ids
     with empty_weights():
         teacher = Decoder(spec, primitive=False)
     weights.fill(teacher, "")
-    past: list[LayerCache] | None = teacher(torch.tensor([prefix]))[1] if prefix else None
+    teacher.to(device)
+    past: list[LayerCache] | None = None
+    if prefix:
+        positions = positions_for(spec, 0, len(prefix), device)
+        _, past = teacher.hidden(torch.tensor([prefix]).to(device), *positions)
     found = []
-    for window in windows:
-        hidden, _ = teacher.hidden(window[None], *positions_for(spec, len(prefix), len(window)), past)
+    for window in windows.to(device):
+        hidden, _ = teacher.hidden(window[None], *positions_for(spec, len(prefix), len(window), device), past)
         if loss == "hidden":
-            found.append(Targets(hidden=hidden[0]))
+            found.append(Targets(hidden=hidden[0].cpu()))
         else:
             logits = teacher.head(hidden)[0]
-            found.append(Targets(*top_targets(logits, TOP_TOKENS), next_loss=next_token_loss(logits, window)))
+            tokens, log_probabilities = (part.cpu() for part in top_targets(logits, TOP_TOKENS))
+            found.append(Targets(tokens, log_probabilities, next_token_loss(logits, window)))
         tick()
     return found
 
 
 def loss_of(student: Student, windows: Tensor, targets: list[Targets], *, save_memory: bool = False) -> Tensor:
-    """Mean loss of a batch of windows (B, T)."""
-    hidden = student.hidden(windows, save_memory=save_memory)
+    """Mean loss of a batch of windows (B, T), on the student's device."""
+    device = student.device
+    hidden = student.hidden(windows.to(device), save_memory=save_memory)
     if targets[0].hidden is not None:
-        return hidden_error(hidden, torch.stack([t.hidden for t in targets if t.hidden is not None]))
+        wanted = torch.stack([t.hidden for t in targets if t.hidden is not None])
+        return hidden_error(hidden, wanted.to(device))
     tokens = torch.cat([t.tokens for t in targets if t.tokens is not None])
     log_probabilities = torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
-    return top_divergence(student.decoder.head(hidden).flatten(0, 1), tokens, log_probabilities)
+    logits = student.decoder.head(hidden).flatten(0, 1)
+    return top_divergence(logits, tokens.to(device), log_probabilities.to(device))
 
 
 def parameter_groups(

@@ -51,7 +51,7 @@ def learn_blocks(
             descent.restore([tensors[str(i)] for i in range(len(descent.parameters))])
         else:
             row = _learn_block(student, index, stream, target, descent, learning, seed)
-            store.save(name, key, {str(i): p.detach() for i, p in enumerate(descent.parameters)}, row)
+            store.save(name, key, {str(i): p.detach().cpu() for i, p in enumerate(descent.parameters)}, row)
         rows.append(row)
         with torch.no_grad():
             assert stream.quantized is not None
@@ -64,7 +64,8 @@ def learn_blocks(
 @torch.no_grad()
 def _start(student: Student, base: Base, weights: WeightSource, windows: Tensor) -> Stream:
     stream = embed(base.plan.spec, weights, base.plan.prefix_ids, windows)
-    stream.quantized = student.decoder.embed(windows)
+    stream = stream.to(student.device)
+    stream.quantized = student.decoder.embed(windows.to(student.device))
     return stream
 
 
@@ -74,6 +75,7 @@ def _float_block(base: Base, weights: WeightSource, index: int, stream: Stream) 
     with empty_weights():
         layer = DecoderLayer(spec, index, primitive=False)
     weights.fill(layer, f"layers.{index}.")
+    layer.to(stream.content.device)
     prefix, past = run_prefix(spec, layer, stream)
     return torch.cat(list(run_content(spec, layer, stream.content, past))), prefix
 

@@ -20,6 +20,8 @@ from mobileicsa.quantize.student import Student
 INTERVAL = 64
 # A held-out loss this many times the first one will not come back.
 DIVERGED = 2.0
+# What AdamW keeps of each parameter.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 log = logging.getLogger(__name__)
 
@@ -125,15 +127,16 @@ class _Trainer:
             moments = self.descent.optimizer.state[parameter]
             tensors |= {f"{index}.value": parameter.detach(), f"{index}.best": self.best[index]}
             tensors |= {f"{index}.{name}": value for name, value in moments.items()}
+        tensors = {name: value.cpu() for name, value in tensors.items()}
         return tensors, {"step": self.step, "history": vars(self.history)}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
         for index, parameter in enumerate(self.descent.parameters):
             parameter.copy_(tensors[f"{index}.value"])
-            self.best[index] = tensors[f"{index}.best"]
-            names = ("step", "exp_avg", "exp_avg_sq")
-            self.descent.optimizer.state[parameter] = {name: tensors[f"{index}.{name}"] for name in names}
+            here = {name: tensors[f"{index}.{name}"].to(parameter.device) for name in ("best", *MOMENTS)}
+            self.best[index] = here.pop("best")
+            self.descent.optimizer.state[parameter] = here
         self.step, self.history = int(data["step"]), History(**data["history"])
         for _ in range(self.step):
             next(self.order)

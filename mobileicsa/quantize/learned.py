@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.stream import BATCH, WeightSource
-from mobileicsa.quantize.distill import float_targets, used
+from mobileicsa.quantize.distill import float_targets, learning_device, used
 from mobileicsa.quantize.learn_blocks import learn_blocks
 from mobileicsa.quantize.learn_model import learn_model
 from mobileicsa.quantize.quality import Judge
@@ -20,6 +22,16 @@ from mobileicsa.quantize.student import Base, Student
 
 # Windows that set the 16-bit and inner ranges again afterwards.
 SEEN_AGAIN = 32
+
+
+@contextmanager
+def _memory_of(device: torch.device) -> Iterator[None]:
+    """Where a device's memory runs out, say that it was not the machine's."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(f"it was {device.type}'s memory; CUDA_VISIBLE_DEVICES= hides it, learning then uses the CPU")
+        raise
 
 
 def learn(
@@ -38,19 +50,23 @@ def learn(
 
     windows (N, T) follow the prefix (or hold BOS where there is none); the last of them are held out.
     """
-    spec, told = base.plan.spec, []
+    spec, told, device = base.plan.spec, [], learning_device()
     for number, learning in enumerate(stages, 1):
         student, stage, learned = Student(base, learning), f"learn-{number}", used(windows, learning)
         facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps, "windows": len(learned)}
-        if learning.scope == "block":
-            tick = progress.step("learn blocks", spec.num_layers)
-            facts["blocks"] = learn_blocks(student, base, weights, learned, learning, seed, store, stage, run, tick)
-        else:
-            tick = progress.step("float model", len(learned))
-            targets = float_targets(base, weights, learned, learning.loss, tick)
-            tick = progress.step("learn end to end", learning.steps)
-            history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
-            facts |= {"loss": learning.loss, **vars(history)}
+        facts["device"] = device.type
+        with _memory_of(device):
+            student.to(device)
+            if learning.scope == "block":
+                tick = progress.step("learn blocks", spec.num_layers)
+                facts["blocks"] = learn_blocks(student, base, weights, learned, learning, seed, store, stage, run, tick)
+            else:
+                tick = progress.step("float model", len(learned))
+                targets = float_targets(base, weights, learned, learning.loss, tick, device)
+                tick = progress.step("learn end to end", learning.steps)
+                history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
+                facts |= {"loss": learning.loss, **vars(history)}
+        student.to("cpu")
         judge.look(learning.scope, student)
         base = student.freeze(base)
         told.append(facts)

@@ -63,9 +63,13 @@ class Student(nn.Module):
         decoder.head.proj = FixedLinear(decoder.head.proj, table, _bias(base, "head.proj"))
         self.decoder = decoder
         self.prefix = nn.ParameterList(_prefix_rows(base))
-        self._known_positions: dict[int, Positions] = {}
+        self._known_positions: dict[tuple[int, torch.device], Positions] = {}
         # By layer and site; empty where equivalent scalings do not learn.
         self.scalings = [attach_scalings(layer) for layer in self.layers] if learning.lr_equivalent else []
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed.weight.device
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -75,7 +79,7 @@ class Student(nn.Module):
         """The prefix's rows of one layer as the cache stores them, for `batch` windows; no rows without a prefix."""
         spec, attn = self.decoder.spec, self.layers[index].attn
         if not len(self.prefix):
-            empty = torch.zeros((batch, spec.num_kv_heads, 0, spec.head_dim))
+            empty = torch.zeros((batch, spec.num_kv_heads, 0, spec.head_dim), device=self.device)
             return empty, empty
         keys = attn.k_out(_divide(self.prefix[2 * index], attn.k_proj))
         values = attn.v_out(_divide(self.prefix[2 * index + 1], attn.v_proj))
@@ -91,10 +95,11 @@ class Student(nn.Module):
 
     def _positions(self, length: int) -> Positions:
         """Tables and masks of `length` tokens behind the prefix: the same for every layer and step."""
-        if length not in self._known_positions:
+        key = length, self.device
+        if key not in self._known_positions:
             start = self.prefix[0].shape[2] if len(self.prefix) else 0
-            self._known_positions[length] = positions_for(self.decoder.spec, start, length)
-        return self._known_positions[length]
+            self._known_positions[key] = positions_for(self.decoder.spec, start, *key)
+        return self._known_positions[key]
 
     def hidden(self, ids: Tensor, *, save_memory: bool = False) -> Tensor:
         """Last layer's output (B, T, hidden) for ids (B, T). `save_memory` computes blocks again for their gradient."""
