@@ -192,6 +192,7 @@ class _Build:
                 "scheme": plan.scheme.name,
                 "weight_bits": plan.scheme.weight_bits,
                 "promoted_to_8_bits": result.plan.promoted,
+                "inputs_of_16_bits": list(result.plan.scheme.wide_edges),
                 "ignore": [],
             },
         }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mobileicsa.core.errors import UsageError
 from mobileicsa.core.scheme import SCHEMES, QuantScheme
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.core.target import Target
+from mobileicsa.program.targets import all_targets
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS, bits_of, packed_bytes, promotable
 from mobileicsa.quantize.recipe import Recipe
@@ -24,18 +27,23 @@ class PackedSize:
     most: int
 
 
-def limits_for(scheme: QuantScheme, budget_bytes: int | None, max_ppl_increase: float | None) -> Limits | None:
-    """What the user allows, or None; UsageError where the scheme leaves nothing to choose."""
+def limits_for(
+    scheme: QuantScheme, targets: Sequence[Target], budget_bytes: int | None, max_ppl_increase: float | None
+) -> Limits | None:
+    """What the user allows, or None; UsageError where scheme and targets leave nothing to choose."""
     if budget_bytes is None and max_ppl_increase is None:
         return None
-    if scheme.weight_bits >= PROMOTED_BITS:
+    wide_inputs = all(target.int16_inputs for target in targets)
+    if scheme.weight_bits >= PROMOTED_BITS and (budget_bytes is not None or not wide_inputs):
         flag = "--max-ppl-increase" if budget_bytes is None else "--budget-bytes"
         low = [known.name for known in SCHEMES.values() if known.weight_bits < PROMOTED_BITS]
+        able = sorted(name for name, target in all_targets().items() if target.int16_inputs)
+        other = f", or --target {' or '.join(able)}, which takes 16-bit inputs" if budget_bytes is None else ""
         raise UsageError(
             f"{flag}: scheme {scheme.name} has {scheme.weight_bits}-bit weights already, there is nothing to promote",
-            hint=f"use --scheme {' or '.join(low)}",
+            hint=f"use --scheme {' or '.join(low)}{other}",
         )
-    return Limits(budget_bytes=budget_bytes, max_ppl_increase=max_ppl_increase)
+    return Limits(budget_bytes=budget_bytes, max_ppl_increase=max_ppl_increase, wide_inputs=wide_inputs)
 
 
 def forecast(

@@ -117,6 +117,16 @@ class BuildPlan:
         written = self.written_windows
         return "from file" + (f", {written} windows written by the model itself" if written else "")
 
+    def _mixing(self) -> str:
+        assert self.limits is not None
+        parts = []
+        if self.scheme.weight_bits < PROMOTED_BITS:
+            bits = self.scheme.weight_bits
+            parts.append(f"measure what {bits} bits cost each linear, give 8 to those that gain most for a byte")
+        if self.limits.wide_inputs and self.limits.max_ppl_increase is not None:
+            parts.append("give 16 bits to linears' inputs, as many as are needed then")
+        return "; ".join(parts)
+
     def steps(self) -> list[str]:
         steps = [f"calibration text: {self._text_source()}"]
         if self.recipe.prefix_tokens:
@@ -124,7 +134,7 @@ class BuildPlan:
         if self.recipe.rotation == "learned":
             steps.append("learn rotations of the residual stream and of each layer's values")
         if self.limits is not None:
-            steps.append("measure what 4 bits cost each linear, give 8 to those that gain most for a byte")
+            steps.append(self._mixing())
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
         scopes = {"block": "in each block", "model": "end to end"}
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
@@ -140,13 +150,13 @@ class BuildPlan:
 def plan_build(options: BuildOptions) -> BuildPlan:
     """Check everything; raises the error the user should see, writes nothing."""
     scheme = find_scheme(options.scheme)
-    limits = limits_for(scheme, options.budget_bytes, options.max_ppl_increase)
     recipe = load_recipe(options.recipe or DEFAULT_RECIPE, options.overrides)
     recipe = scaled(stages_for(recipe, scheme), options.effort)
     scheme = codes_for(scheme, recipe)
     if not options.targets:
         raise UsageError("--target: at least one target is needed")
     targets = tuple(find_target(name) for name in dict.fromkeys(options.targets))
+    limits = limits_for(scheme, targets, options.budget_bytes, options.max_ppl_increase)
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: must lie between 0 and 2**63 - 1")
     check_output(options.output, _local(options.model), options.overwrite)

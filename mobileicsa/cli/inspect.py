@@ -63,6 +63,7 @@ def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
             ("4-bit codes", None if document["narrow_weights"] else "-8 to 7"),
             *mixed_facts(document["mixed"], size),
             *((f"int8 {path}", f"layers {spans(layers)}") for path, layers in document["promoted"].items()),
+            *((f"int16 {path}", f"layers {spans(layers)}") for path, layers in document["wide_inputs"].items()),
             ("edges", f"{_counts(census['edges'])} encodings"),
         ],
     )

@@ -62,6 +62,7 @@ def _show_targets(console: Console, found: list[dict[str, Any]]) -> None:
                 ("  non-linear ops", target["nonlinear"]),
                 ("  4-bit stored as", target["int4_storage"]),
                 ("  4-bit codes", "-8 to 7" if target["int4_full_range"] else "-7 to 7"),
+                ("  16-bit inputs", "linears multiply them" if target["int16_inputs"] else "no kernels"),
                 ("  context", f"{target['context']} tokens, prompts in chunks of {target['prefill_chunk']}"),
             ],
         )

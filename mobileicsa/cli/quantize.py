@@ -87,8 +87,8 @@ def quantize(
         typer.Option(
             "--max-ppl-increase",
             metavar="X",
-            help="4-bit schemes: 8 bits for as many linears as it takes to lose no more than X, e.g. 0.1 for a tenth "
-            "more perplexity; --budget-bytes comes first.",
+            help="8-bit weights for as many linears as it takes to lose no more than X, e.g. 0.1 for a tenth more "
+            "perplexity, then 16-bit inputs where every target multiplies them; --budget-bytes comes first.",
         ),
     ] = None,
     dry_run: Annotated[

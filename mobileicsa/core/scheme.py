@@ -15,7 +15,7 @@ class QuantScheme:
 
     Invariants: `activation_bits` names every edge role except "constant" and "internal" ones, which are 16.
     `narrow_weights`: 4-bit weights leave the code -8 unused, as targets that want [-7, 7] require; 8-bit ones always
-    leave -128.
+    leave -128. `wide_edges`: names of edges that have 16 bits, whatever their role's are (mixed precision).
     """
 
     name: str
@@ -24,21 +24,24 @@ class QuantScheme:
     head_bits: int = 8
     embedding_bits: int = 8
     narrow_weights: bool = True
+    wide_edges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weight_bits == 8 and not self.narrow_weights:
             raise SchemeError(f"scheme {self.name}: 8-bit weights have no code -128")
+        object.__setattr__(self, "wide_edges", tuple(self.wide_edges))  # a list where it comes from JSON
 
-    def bits(self, role: str) -> int:
-        return self.activation_bits.get(role, 16)
+    def bits(self, role: str, edge: str = "") -> int:
+        """Of a role's edges, or of the edge of that name."""
+        return 16 if edge in self.wide_edges else self.activation_bits.get(role, 16)
 
-    def mantissa_bits(self, role: str) -> int:
+    def mantissa_bits(self, role: str, edge: str = "") -> int:
         """Length of an activation scale's mantissa (see `core.encoding.shorten`).
 
         16-bit edges have range to spare: powers of two. The factors of q·k and of probs·v: short enough that their
         float32 sums are exact. Inputs of linears: exact when scaled once more by the weight's scale.
         """
-        if self.bits(role) == 16:
+        if self.bits(role, edge) == 16:
             return 0
         return 2 if role in ("qkv", "kv") else 6
 

@@ -16,6 +16,7 @@ class Target:
       "primitive" encodes every inner edge too (integer-only compilers);
     - int4_storage: how writers store 4-bit weights; int4_full_range: whether they may have the code -8 (TOSA's INT4
       is [-7, 7]);
+    - int16_inputs: whether its kernels multiply 16-bit inputs of linears (mixed precision may then give them);
     - context: cache slots including the prefix; prefill_chunk: tokens per prefill call.
     """
 
@@ -25,6 +26,7 @@ class Target:
     nonlinear: Literal["fused", "primitive"] = "fused"
     int4_storage: Literal["int4", "int8"] = "int4"
     int4_full_range: bool = False
+    int16_inputs: bool = False
     context: int = 512
     prefill_chunk: int = 64
 

@@ -1,10 +1,11 @@
-"""Which linears get 8 bits under a limit: by loss saved for each byte, as far as the limit allows. Pure arithmetic."""
+"""What gets more bits under a limit: by loss saved for its cost, as far as the limit allows. Pure arithmetic."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mobileicsa.core.errors import UsageError
 
@@ -17,11 +18,13 @@ class Limits:
     """What the user allows; at least one of both is given.
 
     Invariants: `budget_bytes` (packed weights of the whole model) >= 1; `max_ppl_increase` (0.1: a tenth more
-    perplexity than the float model's) is finite and > 0.
+    perplexity than the float model's) is finite and > 0. `wide_inputs`: linears' inputs may get 16 bits, for every
+    target of the run multiplies them.
     """
 
     budget_bytes: int | None = None
     max_ppl_increase: float | None = None
+    wide_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.budget_bytes is not None and self.budget_bytes < 1:
@@ -30,13 +33,13 @@ class Limits:
         if increase is not None and not (math.isfinite(increase) and increase > 0):
             raise UsageError(f"--max-ppl-increase {increase}: must be a number above 0, e.g. 0.1 for a tenth more")
 
-    def to_json(self) -> dict[str, float | None]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A weight that may get more bits: `saving` of loss (nats a token) for `cost` bytes, > 0."""
+    """A weight or edge that may get more bits: `saving` of loss (nats a token) for `cost` > 0, of weights in bytes."""
 
     name: str
     saving: float

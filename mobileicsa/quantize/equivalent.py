@@ -61,8 +61,9 @@ class CaptureEdge(Edge):
         assert self.high is not None
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def quantized(self, rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    def quantized(self, rows: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
         """rows / scale on the per-tensor grid that all calibration rows would need after scaling."""
+        bits = scheme.bits(self.role, self.path)
         assert self.low is not None
         assert self.high is not None
         encoding = asymmetric(float((self.low / scale).min()), float((self.high / scale).max()), bits)
@@ -83,19 +84,21 @@ def capture(layer: DecoderLayer, expected_rows: int, path: str) -> dict[str, Cap
     """Replace the edges that the sites read by capturing ones (in place); returns them by short name."""
     found: dict[str, CaptureEdge] = {}
 
-    def put(owner: torch.nn.Module, attribute: str, name: str, channels_first: bool = False) -> None:
-        found[name] = CaptureEdge(getattr(owner, attribute), f"{path}, {name}", expected_rows, channels_first)
+    def put(name: str, edge: str, channels_first: bool = False) -> None:
+        module, _, attribute = edge.rpartition(".")
+        owner = layer.get_submodule(module)
+        found[name] = CaptureEdge(getattr(owner, attribute), f"{path}.{edge}", expected_rows, channels_first)
         setattr(owner, attribute, found[name])
 
     if layer.spec.pre_norm:
-        put(layer.attn_norm, "out", "attn_in")
+        put("attn_in", "attn_norm.out")
         if not layer.spec.parallel_residual:
-            put(layer.mlp_norm, "out", "mlp_in")
-    put(layer.attn, "v_out", "value", channels_first=True)
-    put(layer.attn, "out", "mixed")
-    put(layer.mlp.activation, "out", "activation")
-    put(layer.mlp.up_proj, "out", "up")
-    put(layer.mlp, "product", "product")
+            put("mlp_in", "mlp_norm.out")
+    put("value", "attn.v_out", channels_first=True)
+    put("mixed", "attn.out")
+    put("activation", "mlp.activation.out")
+    put("up", "mlp.up_proj.out")
+    put("product", "mlp.product")
     return found
 
 
@@ -177,7 +180,7 @@ def _norm_site(
     references = [rows @ reader.weight.T for reader in readers]
 
     def error_of(scale: Tensor) -> float:
-        x = edge.quantized(rows, scale, scheme.bits("norm_out"))
+        x = edge.quantized(rows, scale, scheme)
         return sum(
             relative_error(x @ fake_quantize_weight(reader.weight * scale, encoding).T, reference)
             for reader, encoding, reference in zip(readers, encodings, references, strict=True)
@@ -205,9 +208,9 @@ def _value_site(
 
     def error_of(scale: Tensor) -> float:
         wide = repeat_groups(scale, heads, kv_heads)
-        x = mixed.quantized(rows, wide, scheme.bits("attention_out"))
+        x = mixed.quantized(rows, wide, scheme)
         output_error = relative_error(x @ fake_quantize_weight(o_proj.weight * wide, weight).T, reference)
-        return output_error + relative_error(value.quantized(v_rows, scale, scheme.bits("kv")) * scale, v_rows)
+        return output_error + relative_error(value.quantized(v_rows, scale, scheme) * scale, v_rows)
 
     def apply(scale: Tensor) -> None:
         v_proj.weight.data = v_proj.weight / scale[:, None]
@@ -228,8 +231,8 @@ def _product_site(
 
     def error_of(scale: Tensor) -> float:
         # The up projection's own 8-bit output is part of the price.
-        u = up.quantized(up.rows, scale, scheme.bits("mlp"))
-        x = product.quantized(activation * u * scale, scale, scheme.bits("down_in"))
+        u = up.quantized(up.rows, scale, scheme)
+        x = product.quantized(activation * u * scale, scale, scheme)
         return relative_error(x @ fake_quantize_weight(down_proj.weight * scale, weight).T, reference)
 
     def apply(scale: Tensor) -> None:

@@ -90,10 +90,16 @@ class SensedModel:
     def edge_loss(self, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator) -> float:
         """Expected KL, nats a token, of rounding every 8-bit edge to a grid over its least-error range in a window
         (T,) of token ids behind a prefix's K/V."""
+        return sum(self.edge_losses(window, past, generator).values())
+
+    def edge_losses(
+        self, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator
+    ) -> dict[str, float]:
+        """The parts of `edge_loss`, by edge."""
         for edge in self._edges:
             edge.loss = 0.0
         draw_backward(self.model, window, past, generator)
-        return 0.5 * sum(edge.loss for edge in self._edges) / len(window)
+        return {edge.name: 0.5 * edge.loss / len(window) for edge in self._edges if edge.bits is not None}
 
 
 def draw_backward(model: Decoder, window: Tensor, past: list[LayerCache] | None, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Mixed precision: which linears of a 4-bit scheme get 8 bits, decided before the model is quantised."""
+"""Mixed precision: which linears get 8-bit weights, and which 16-bit inputs, decided before the model is quantised."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Mixed:
-    """`promoted`: names of the weights that get 8 bits; `report`: limits, sizes in bytes, predictions."""
+    """`promoted`: names of the weights that get 8 bits; `wide`: of the edges that get 16; `report`: limits, sizes in
+    bytes, predictions."""
 
     promoted: frozenset[str]
+    wide: tuple[str, ...]
     report: dict[str, Any]
 
 
@@ -69,6 +71,7 @@ def chosen(
             cost=weight_bytes(shapes[name], PROMOTED_BITS) - weight_bytes(shapes[name], scheme.weight_bits),
         )
         for name, plain in sensitivity.plain.items()
+        if scheme.weight_bits < PROMOTED_BITS
     ]
     losses = [
         sensitivity.prefix + of_edges * sensitivity.edges + of_weights * sum(found.values())
@@ -82,14 +85,20 @@ def chosen(
     loss = losses[0]
     for candidate in promoted:  # one by one, as `choose` does: a sum may round to the other side of the target
         loss -= candidate.saving
+    # Inputs after weights, for 16 bits there cost time at every token; and only where a loss is asked for.
+    inputs = [Candidate(name=name, saving=of_edges * lost, cost=1) for name, lost in sensitivity.inputs.items()]
+    wide = choose(inputs, loss=loss, loss_target=target) if limits.wide_inputs and target is not None else []
+    for candidate in wide:
+        loss -= candidate.saving
     shortfall = None
     if target is not None and loss > target:
         every = limits.budget_bytes is None or len(promoted) == len(by_worth(candidates))
-        shortfall = _shortfall(limits, loss, every)
+        shortfall = _shortfall(scheme, limits, loss, every)
     if shortfall is not None:
         log.warning("%s", shortfall)
     return Mixed(
         names,
+        tuple(sorted(candidate.name for candidate in wide)),
         {
             "limits": limits.to_json(),
             "packed_bytes": packed_bytes(spec, bits_of(spec, scheme, names)),
@@ -97,6 +106,8 @@ def chosen(
             "packed_bytes_most": packed_bytes(spec, bits_of(spec, scheme, list(sensitivity.plain))),
             "candidates": len(candidates),
             "promoted": [{"weight": c.name, "saving": c.saving, "bytes": c.cost} for c in promoted],
+            "inputs": [{"edge": c.name, "saving": c.saving} for c in wide],
+            "input_candidates": len(inputs) if limits.wide_inputs else 0,
             "losses": {"edges": of_edges * sensitivity.edges, "prefix": sensitivity.prefix},
             "predicted_increase": increase_of(loss),
             "predicted_increase_least": increase_of(losses[1]),
@@ -106,9 +117,13 @@ def chosen(
     )
 
 
-def _shortfall(limits: Limits, loss: float, every: bool) -> str:
+def _shortfall(scheme: QuantScheme, limits: Limits, loss: float, every: bool) -> str:
     if every:
-        reason = "even with every linear at 8 bits: the rest comes from activations and prefix"
+        most = ["every linear at 8 bits"] if scheme.weight_bits < PROMOTED_BITS else []
+        most += ["every linear's input at 16"] if limits.wide_inputs else []
+        reason = (
+            f"even with {' and '.join(most)}: the rest comes from {'other ' * limits.wide_inputs}activations and prefix"
+        )
     else:
         reason = f"with what --budget-bytes {limits.budget_bytes} holds"
     return f"--max-ppl-increase {limits.max_ppl_increase:g}: {increase_of(loss):.3g} is expected {reason}"

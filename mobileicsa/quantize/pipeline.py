@@ -77,7 +77,7 @@ def quantize_model(
 ) -> Result:
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
-    With `limits` some linears of a 4-bit scheme get 8 bits, and the report has a section "mixed".
+    With `limits` some linears get more bits than the scheme's, and the report has a section "mixed".
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
     and, in the end, to judge the result, the whole model.
     """
@@ -100,6 +100,7 @@ def quantize_model(
             spec, weights, prefix, windows, scheme, recipe, limits, seed=seed, store=store, run=run, progress=progress
         )
     promoted = frozenset[str]() if mixed is None else mixed.promoted
+    scheme = scheme if mixed is None else replace(scheme, wide_edges=mixed.wide)
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
     stream = _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe)

@@ -24,7 +24,7 @@ def encode_edge(
     An 8-bit range is widened by `headroom` (>= 1) once it is found, for massive tokens of unseen text: they clip less,
     and all other values round as much more coarsely (1.1: 0.8 dB more noise).
     """
-    bits, mantissa = scheme.bits(edge.role), scheme.mantissa_bits(edge.role)
+    bits, mantissa = scheme.bits(edge.role, edge.path), scheme.mantissa_bits(edge.role, edge.path)
     statistics = edge.statistics
     if edge.role == "constant":
         return statistics.min_max(bits, None)

@@ -81,7 +81,7 @@ def observe_again(
 
 
 def _kept(edge: Edge, path: str, plan: QuantPlan) -> TensorEncoding | None:
-    settled = plan.scheme.bits(edge.role) == 8 or edge.fixed is not None or edge.role == "constant"
+    settled = plan.scheme.bits(edge.role, path) == 8 or edge.fixed is not None or edge.role == "constant"
     return plan.edges[path] if settled else None
 
 

@@ -6,8 +6,9 @@ second moments. The model runs forward twice and backward once, behind a prefix 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +22,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder, DecoderLayer
+from mobileicsa.models.edge import named_edges
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import weight_encodings
 from mobileicsa.quantize.feedback import GROUPS
@@ -32,12 +34,14 @@ from mobileicsa.quantize.rounding import clipped_scale, round_weight, weight_sca
 
 # Enough for a stable mean of squares; more windows change no order.
 WINDOWS = 32
+INPUT_ROLES = ("norm_out", "attention_out", "down_in")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """Expected losses, KL in nats a token: of each weight at the scheme's bits and promoted, of all 8-bit edges, and
-    of the prefix, behind which the float model itself says something else.
+    """Expected losses, KL in nats a token: of each weight at the scheme's bits and promoted, of all 8-bit edges (in
+    `inputs` those of linears in the blocks, one by one), and of the prefix, behind which the float model itself says
+    something else.
 
     What the table and the head cost at their 8 bits, and 16-bit edges, is left out: next to nothing.
     """
@@ -46,6 +50,7 @@ class Sensitivity:
     promoted: dict[str, float]
     edges: float
     prefix: float
+    inputs: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +82,17 @@ def measure(
         stream = _pass(spec, index, layer, stream, scheme, recipe, errors, tick)
     gradients, edges, shift = _gradients(model, windows, prefix, scheme, seed, tick)
     losses = [{name: 0.5 * float(gradients[name] @ errors[name][i]) for name in promotable(spec)} for i in (0, 1)]
-    return Sensitivity(plain=losses[0], promoted=losses[1], edges=edges, prefix=shift)
+    inputs = {name: edges[name] for name in wideable(model, scheme)}
+    return Sensitivity(plain=losses[0], promoted=losses[1], edges=sum(edges.values()), prefix=shift, inputs=inputs)
+
+
+def wideable(model: Decoder, scheme: QuantScheme) -> list[str]:
+    """Names of the edges that may get 16 bits: 8-bit inputs of the blocks' linears."""
+    return [
+        name
+        for name, edge in named_edges(model)
+        if name.startswith("layers.") and edge.role in INPUT_ROLES and scheme.bits(edge.role) == 8
+    ]
 
 
 def _pass(
@@ -149,12 +164,12 @@ def _gradients(
     scheme: QuantScheme,
     seed: int,
     tick: Callable[[], None],
-) -> tuple[dict[str, Tensor], float, float]:
-    """E[g^2] (out,) a token of every promotable weight's output; the loss of rounding edges, and of the prefix."""
+) -> tuple[dict[str, Tensor], dict[str, float], float]:
+    """E[g^2] (out,) a token of every promotable weight's output; the loss of rounding each edge, and of the prefix."""
     outputs = {name: _OutputSquares() for name in promotable(model.spec)}
     for name, hook in outputs.items():
         model.get_submodule(name.removesuffix(".weight")).register_forward_hook(hook)
-    sensed, losses = SensedModel(model, scheme), []
+    sensed, losses = SensedModel(model, scheme), Counter[str]()
     past, bos = sensed.past(prefix), model.spec.bos_id
     shift = 0.0
     if past is not None:
@@ -162,7 +177,7 @@ def _gradients(
         shift = fmean(sensed.next_losses(windows, past)) - fmean(sensed.next_losses(windows, plain))
     generator = torch.Generator().manual_seed(seed)
     for window in windows:
-        losses.append(sensed.edge_loss(window, past, generator))
+        losses.update(sensed.edge_losses(window, past, generator))
         tick()
     squares = {name: output.total / windows.numel() for name, output in outputs.items()}
-    return squares, fmean(losses), shift
+    return squares, {name: total / len(windows) for name, total in losses.items()}, shift

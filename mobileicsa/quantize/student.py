@@ -149,8 +149,8 @@ def _edge(name: str, edge: Edge, plan: QuantPlan, learning: Learning) -> Edge:
         return edge
     if edge.role == "constant":
         return GainEdge(edge)
-    learns = bool(learning.lr_ranges) and plan.scheme.bits(edge.role) == 8 and edge.fixed is None
-    return RangeEdge(edge, plan.edges[name], plan.scheme.mantissa_bits(edge.role), learns=learns)
+    learns = bool(learning.lr_ranges) and plan.scheme.bits(edge.role, name) == 8 and edge.fixed is None
+    return RangeEdge(edge, plan.edges[name], plan.scheme.mantissa_bits(edge.role, name), learns=learns)
 
 
 def _set_linear(decoder: Decoder, name: str, linear: Linear, base: Base, learning: Learning) -> None:

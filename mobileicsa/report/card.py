@@ -62,10 +62,14 @@ def _mixed(report: dict[str, Any]) -> str:
     mixed = report.get("mixed")
     if mixed is None:
         return ""
-    return (
-        f"{len(mixed['promoted'])} of {mixed['candidates']} linears have 8-bit weights instead of 4-bit ones: "
-        f"{size(mixed['packed_bytes'])} packed."
-    )
+    wide, parts = mixed.get("inputs", []), []
+    if mixed["candidates"]:
+        parts.append(
+            f"{len(mixed['promoted'])} of {mixed['candidates']} linears have 8-bit weights instead of 4-bit ones"
+        )
+    if wide:
+        parts.append(f"{len(wide)} of {mixed['input_candidates']} inputs of linears have 16 bits instead of 8")
+    return f"{', '.join(parts)}: {size(mixed['packed_bytes'])} packed." if parts else ""
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mobileicsa.core.plan import QuantPlan
 from mobileicsa.io.json_file import read_json
 from mobileicsa.program.backend import find_backend
 from mobileicsa.quantize.packed import packed_bytes
-from mobileicsa.report.mixed import promoted_layers
+from mobileicsa.report.mixed import layers_by_path
 from mobileicsa.report.sites import worst_edges
 
 METHODS = ("decode", "prefill")
@@ -37,7 +37,8 @@ def contents(folder: Path, *, edges: str = "") -> dict[str, Any]:
         "narrow_weights": plan.scheme.narrow_weights,
         "prefix_ids": list(plan.prefix_ids),
         "census": _census(plan),
-        "promoted": promoted_layers(plan.promoted),
+        "promoted": layers_by_path(plan.promoted),
+        "wide_inputs": layers_by_path(plan.scheme.wide_edges),
         "mixed": report.get("mixed"),
         "worst_edges": [{"edge": name, **edge} for name, edge in worst_edges(measured, WORST)],
         "targets": {

@@ -1,4 +1,4 @@
-"""What a run with limits on size or loss promoted to 8 bits, and what came of it: words from report.json."""
+"""What a run with limits on size or loss gave more bits, and what came of it: words from report.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def mixed_facts(mixed: dict[str, Any] | None, size: Callable[[float], str | None
     bounds = (mixed["predicted_increase_most"], mixed["predicted_increase_least"])
     return [
         ("limits", ", ".join(asked)),
-        ("8-bit linears", f"{len(mixed['promoted'])} of {mixed['candidates']}"),
+        ("8-bit linears", f"{len(mixed['promoted'])} of {mixed['candidates']}" if mixed["candidates"] else None),
+        ("16-bit inputs", f"{len(wide)} of {mixed['input_candidates']}" if (wide := mixed.get("inputs")) else None),
         ("packed weights", f"{size(mixed['packed_bytes'])} ({size(least)} without, {size(all_wide)} with all)"),
         (
             "expected loss",
@@ -43,8 +44,8 @@ def _more(increase: float) -> str:
     return share(increase) if increase < LARGEST_SHOWN else f"over {share(LARGEST_SHOWN, 0)}"
 
 
-def promoted_layers(names: Iterable[str]) -> dict[str, list[int]]:
-    """Layers in which a linear has 8 bits, by its path in the block; `names` as "layers.3.mlp.up_proj.weight"."""
+def layers_by_path(names: Iterable[str]) -> dict[str, list[int]]:
+    """Layers of each path in a block; `names` as "layers.3.mlp.up_proj.weight" or "layers.3.mlp.product"."""
     found: dict[str, list[int]] = {}
     for name in names:
         _, layer, path = name.removesuffix(".weight").split(".", 2)

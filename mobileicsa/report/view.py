@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mobileicsa.artifact import layout
-from mobileicsa.report.mixed import mixed_facts, promoted_layers, spans
+from mobileicsa.report.mixed import layers_by_path, mixed_facts, spans
 from mobileicsa.report.placement import placement_rows
 from mobileicsa.report.sites import worst_edges
 from mobileicsa.report.words import DASH, backend_name, duration, number, share, significant, size, visible
@@ -212,10 +212,17 @@ def _worst_weights(weights: dict[str, Any]) -> list[dict[str, str]]:
 def _mixed(mixed: dict[str, Any] | None) -> dict[str, Any] | None:
     if mixed is None:
         return None
-    layers = promoted_layers(row["weight"] for row in mixed["promoted"])
+    found = {
+        "8 bits": [row["weight"] for row in mixed["promoted"]],
+        "16 bits": [row["edge"] for row in mixed.get("inputs", [])],
+    }
     return {
         "facts": [(name, value) for name, value in mixed_facts(mixed, size) if value is not None],
-        "layers": {path: spans(found) for path, found in layers.items()},
+        "layers": [
+            (path, bits, spans(layers))
+            for bits, names in found.items()
+            for path, layers in layers_by_path(names).items()
+        ],
     }
 
 

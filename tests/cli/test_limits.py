@@ -74,7 +74,7 @@ def test_a_dry_run_forecasts_the_packed_weights(command: Command, w4a8: list[str
     assert size("--budget-bytes", BUDGET) == {"least": LEAST, "most": BUDGET}
     assert size("--max-ppl-increase", 0.1) == {"least": LEAST, "most": MOST}
     limited, plain = dry(command, w4a8, "--budget-bytes", BUDGET), dry(command, w4a8)
-    assert limited["limits"] == {"budget_bytes": BUDGET, "max_ppl_increase": None}
+    assert limited["limits"] == {"budget_bytes": BUDGET, "max_ppl_increase": None, "wide_inputs": False}
     assert plain["limits"] is None
     assert [step for step in limited["steps"] if step not in plain["steps"]] == [
         "measure what 4 bits cost each linear, give 8 to those that gain most for a byte",
@@ -221,6 +221,29 @@ def test_equal_seeds_promote_the_same_and_a_resumed_run_measures_nothing_again(
 
 def interrupted(*given: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_16_bit_inputs_are_written_for_a_target_that_takes_them(
+    command: Command, quantize: list[str], tmp_path: Path
+) -> None:
+    """W8A8, whose weights have nothing left to gain, for generic-npu."""
+    out = tmp_path / "out"
+    limit = ("--target", "generic-npu", "--max-ppl-increase", 0.0001)
+    steps = dry(command, quantize, *limit)["steps"]
+    assert "give 16 bits to linears' inputs, as many as are needed then" in steps
+    assert command(*quantize, "--output", out, *limit).code == 0
+    found = verify(out)
+    assert found["ok"], found["problems"]
+    assert found["backends"]["onnx"]["exact"]["ok"]
+    inputs = json.loads((out / "report.json").read_text())["mixed"]["inputs"]
+    names = {row["edge"] for row in inputs}
+    assert len(names) == 8
+    stored = json.loads((out / "onnx" / "encodings_1.0.0.json").read_text())["activation_encodings"]
+    assert {row["bw"] for row in stored if row["name"] in names} == {16}
+    shown = command("inspect", out).out
+    assert "int16 mlp.product" in shown
+    assert "8 of 8 inputs of linears have 16 bits" in (out / "README.md").read_text()
+    assert '<td><code>mlp.product</code></td><td class="left">16 bits</td>' in (out / "report.html").read_text()
 
 
 def test_the_python_api_refuses_as_the_command_does(tmp_path: Path) -> None:

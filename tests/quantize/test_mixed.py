@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch import Tensor, nn
 
+from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.scheme import find_scheme
 from mobileicsa.core.spec import LayerSpec, ModelSpec
 from mobileicsa.models.decoder import Decoder
@@ -207,6 +209,47 @@ def test_a_loss_of_activations_cannot_be_promoted_away(tmp_path: Path, caplog: p
     assert found.promoted == set(promotable(spec))
     assert "activations" in found.report["shortfall"]
     assert found.report["shortfall"] in caplog.text
+
+
+def test_inputs_get_16_bits_when_weights_are_not_enough(tmp_path: Path) -> None:
+    spec, _ = tiny_weights(tmp_path)
+    losses = {"layers.0.mlp.product": 0.2, "layers.1.attn.out": 0.01, "layers.1.mlp.product": 0.1}
+    found = replace(even(spec, edges=0.4), inputs=losses)
+    for limits, wide in (
+        (Limits(max_ppl_increase=0.25, wide_inputs=True), ("layers.0.mlp.product",)),
+        (Limits(max_ppl_increase=0.1, wide_inputs=True), tuple(sorted(losses))),
+        (Limits(max_ppl_increase=0.25), ()),  # no target for it
+        (Limits(budget_bytes=bounds(spec)[1], wide_inputs=True), ()),  # no loss is asked for
+        (Limits(max_ppl_increase=0.8, wide_inputs=True), ()),  # weights are enough
+    ):
+        assert chosen(spec, W4A8, (), limits, found).wide == wide, limits
+    assert (
+        "other activations"
+        in chosen(spec, W4A8, (), Limits(max_ppl_increase=0.01, wide_inputs=True), found).report["shortfall"]
+    )
+    eight = chosen(spec, find_scheme("w8a8"), (), Limits(max_ppl_increase=0.45, wide_inputs=True), found)
+    assert (eight.promoted, eight.wide) == (frozenset(), ("layers.0.mlp.product",))
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w8a8"])
+def test_16_bit_inputs_go_through_every_stage(scheme: str, tmp_path: Path) -> None:
+    """Encoded so, rounded so, learned beside: and the model comes nearer to float."""
+    spec, weights = tiny_weights(tmp_path)
+    stages = (BLOCKS, CLIP) if scheme == "w4a8" else (CLIP,)
+    limits = Limits(max_ppl_increase=1e-6, wide_inputs=True)
+    # A prefix could make a random model better than it was: nothing would be left to gain.
+    rotation = "hadamard" if scheme == "w4a8" else "off"
+    more: dict[str, Any] = {"prefix_tokens": 0, "fields": {"smoothing": "search", "rotation": rotation}}
+    plain = quantized(spec, weights, *stages, scheme=scheme, **more)
+    result = quantized(spec, weights, *stages, scheme=scheme, limits=limits, **more)
+    wide = [row["edge"] for row in result.report["mixed"]["inputs"]]
+    assert len(wide) == result.report["mixed"]["input_candidates"] == 4 * spec.num_layers
+    assert list(result.plan.scheme.wide_edges) == sorted(wide)
+    assert {result.plan.edges[name].bits for name in wide} == {16}
+    assert {plain.plan.edges[name].bits for name in wide} == {8}
+    assert QuantPlan.from_json(json.loads(json.dumps(result.plan.to_json()))) == result.plan
+    if scheme == "w8a8":  # else the weights gain too
+        assert _divergence(result, weights) < _divergence(plain, weights)
 
 
 def test_learning_is_expected_to_leave_less_and_changes_no_order(tmp_path: Path) -> None:

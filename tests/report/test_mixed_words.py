@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobileicsa.report.mixed import mixed_facts, promoted_layers, spans
+from mobileicsa.report.mixed import layers_by_path, mixed_facts, spans
 from mobileicsa.report.words import size
 
 
@@ -32,7 +32,7 @@ def test_layers_in_a_row_are_one_span() -> None:
 
 def test_layers_are_sorted_by_number_under_each_linear() -> None:
     names = ["layers.10.mlp.up_proj.weight", "layers.2.mlp.up_proj.weight", "layers.1.attn.q_proj.weight"]
-    assert promoted_layers(names) == {"attn.q_proj": [1], "mlp.up_proj": [2, 10]}
+    assert layers_by_path(names) == {"attn.q_proj": [1], "mlp.up_proj": [2, 10]}
 
 
 def test_a_run_without_limits_has_nothing_to_say() -> None:
