@@ -29,6 +29,8 @@ MOBILEQUANT = (
     Variant("mobilequant without ranges", "mobilequant", {"learn.0.lr_ranges": 0.0}),
     Variant("mobilequant without smoothing start", "mobilequant", {"smoothing": "off"}),
     Variant("mobilequant layer by layer", "omniquant"),
+    # Not MobileQuant's: how much of what separates it from ours is the massive activations behind BOS.
+    Variant("mobilequant with our prefix", "mobilequant", {"prefix_tokens": 2}),
 )
 OURS = (
     Variant("ours", "learned"),
