@@ -31,15 +31,16 @@ def render(report: dict[str, Any]) -> str:
 
     from mobileicsa.report import figures
     from mobileicsa.report.comparison import comparison_view
-    from mobileicsa.report.learning import learning_figure, learning_rows
+    from mobileicsa.report.learning import learning_figure, learning_rows, stages_of
     from mobileicsa.report.positions import positions_figure, positions_view
     from mobileicsa.report.quality import quality_view
 
+    stages = stages_of(report)
     drawings = {
         "ranges": figures.range_figure(report["edges"]),
         "sqnr": figures.sqnr_figure(report["edges"]),
         "smoothing": figures.smoothing_figure(report["smoothing"]),
-        "learning": learning_figure(report.get("learning")),
+        "learning": learning_figure(stages),
         "positions": positions_figure(report.get("by_position")),
         "prefix": figures.prefix_figure(report["prefix"]["trials"], report["prefix"]["ids"]),
     }
@@ -53,7 +54,7 @@ def render(report: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(
         **build_view(report),
         quality=quality_view(report.get("quality")),
-        learning=learning_rows(report.get("learning")),
+        learning=learning_rows(stages),
         comparison=comparison_view(report.get("comparison")),
         positions=positions_view(report.get("by_position")),
         recipe_yaml=yaml.safe_dump(report["recipe"], sort_keys=False, width=96),

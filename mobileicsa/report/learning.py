@@ -6,10 +6,24 @@ from typing import Any
 
 from mobileicsa.report.figures import COLORS, INK, drawing
 
+SCOPES = {"model": "end to end", "rotation": "rotations, before rounding"}
+MEASURES = {
+    "logits": "KL to float",
+    "hidden": "relative error of the last hidden states",
+    "expected": "expected KL of rounding",
+}
 
-def learning_rows(stages: list[dict[str, Any]] | None) -> list[dict[str, str]]:
+
+def stages_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that learned, in order: rotations where they did, then the recipe's stages."""
+    rotation = report.get("rotation")
+    first = [] if rotation is None else [{**rotation, "scope": "rotation", "loss": "expected"}]
+    return [*first, *(report.get("learning") or [])]
+
+
+def learning_rows(stages: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One row a stage: what it minimised, on windows that it did not learn from, before and after."""
-    return [_block_row(stage) if stage["scope"] == "block" else _model_row(stage) for stage in stages or []]
+    return [_block_row(stage) if stage["scope"] == "block" else _model_row(stage) for stage in stages]
 
 
 def _block_row(stage: dict[str, Any]) -> dict[str, str]:
@@ -31,16 +45,16 @@ def _model_row(stage: dict[str, Any]) -> dict[str, str]:
     best = stage["steps_seen"].index(stage["best_step"])
     note = stage["stopped"] or ("nothing got better: left alone" if stage["best_step"] == 0 else "")
     return {
-        "scope": "end to end",
+        "scope": SCOPES[stage["scope"]],
         "steps": str(stage["steps"]),
-        "measure": {"logits": "KL to float", "hidden": "relative error of the last hidden states"}[stage["loss"]],
+        "measure": MEASURES[stage["loss"]],
         "before": f"{stage['held_out'][0]:.4f}",
         "after": f"{stage['held_out'][best]:.4f}",
         "note": note,
     }
 
 
-def learning_figure(stages: list[dict[str, Any]] | None) -> str | None:
+def learning_figure(stages: list[dict[str, Any]]) -> str | None:
     """A panel a stage: each block's error before and after, or the loss by step."""
     if not stages:
         return None
