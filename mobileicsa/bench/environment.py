@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release()}",
+        "platform": f"{platform.system()} {platform.release().partition('-')[0]}",  # a vendor's build says nothing
         "machine": platform.machine(),
         "cpu": cpu.get("model name") or platform.processor() or None,
         "cpu_flags": [flag for flag in (*KERNEL_FLAGS, *ARM_FLAGS) if flag in flags],
