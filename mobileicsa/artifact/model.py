@@ -177,7 +177,7 @@ class FloatModel(Generates):
         self.spec = read_spec(checkpoint)
         self.tokenizer = Tokenizer(folder_with_tokenizer)
         self.bos_id = self.spec.bos_id
-        self.max_window = self.spec.max_context - 1
+        self.first: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)
         self.decoder = load_decoder(checkpoint)
 
     @classmethod
@@ -191,8 +191,22 @@ class FloatModel(Generates):
         model.runner = TokenRunner(SimulatorSession(model.decoder, target), target, rows, None)
         return model
 
+    def start_behind(self, prefix: Sequence[int]) -> None:
+        """Predict every text behind these tokens (BOS among them), as the artifact does whose prefix they are."""
+        self.first = tuple(prefix)
+
+    @property
+    def max_window(self) -> int:
+        return self.spec.max_context - max(len(self.first), 1)
+
     def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
-        return sequence_logits(self.decoder, self._fed(ids), None)
+        unasked = len(self.first) - (self.bos_id is not None)
+        for rows in sequence_logits(self.decoder, self._fed(ids), None):
+            yield rows[unasked:]
+            unasked = max(unasked - len(rows), 0)
+
+    def _behind_bos(self, ids: Sequence[int]) -> list[int]:
+        return [*self.first, *ids]
 
     @torch.no_grad()
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -13,6 +13,8 @@ from mobileicsa.cli.options import JsonFlag, TargetOption, ThreadsOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mobileicsa.artifact.model import FloatModel, QuantizedModel
+
 EXAMPLES = """
   mobileicsa eval --model smollm2-135m --text wiki.txt --max-windows 40
   mobileicsa eval --model out --backend onnx --text wiki.txt --max-windows 40
@@ -55,7 +57,8 @@ def evaluate(
         bool,
         typer.Option(
             "--by-position",
-            help="Loss by position in the window; with --reference, whether it drifts away from float.",
+            help="Loss by position in the window; with --reference, which then reads the artifact's prefix too, "
+            "whether it drifts away from float.",
         ),
     ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
@@ -84,6 +87,7 @@ def evaluate(
         if reference is not None:
             compared = load_model(reference, "float")
             tick()
+        prefix = _shared_prefix(loaded, compared) if by_position else None
         result = perplexity.evaluate(
             loaded,
             content,
@@ -95,12 +99,27 @@ def evaluate(
             calibration=calibration_facts(Path(model)) if is_artifact(model) else None,
             progress=progress,
         )
+    if prefix is not None:
+        result["reference_prefix"] = prefix
     saved = save and is_artifact(model)
     if saved:
         keep = record_positions if by_position else record_evaluation
         keep(Path(model), text.name, result, target)
     document = {"model": model, "text": text.name, **result}
     return Answer(document=document, show=lambda console: _show(console, document, saved))
+
+
+def _shared_prefix(
+    model: QuantizedModel | FloatModel, reference: QuantizedModel | FloatModel | None
+) -> list[int] | None:
+    """The artifact's prefix, behind which the reference predicts from now on, too: what a prefix changes at the start
+    of a window would pass for drift. None where there is none."""
+    from mobileicsa.artifact.model import FloatModel, QuantizedModel
+
+    if not isinstance(model, QuantizedModel) or not isinstance(reference, FloatModel) or not model.plan.prefix_ids:
+        return None
+    reference.start_behind(model.plan.prefix_ids)
+    return list(model.plan.prefix_ids)
 
 
 def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
@@ -116,6 +135,7 @@ def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
             ("text", f"{result['text']}, {result['tokens']} tokens predicted in {windows}, {bos}"),
             ("perplexity", number(result["perplexity"], 3)),
             ("reference", None if ratio is None else f"{result['reference_perplexity']:.3f} (ratio {ratio:.4f})"),
+            ("", None if "reference_prefix" not in result else "the reference stands behind the artifact's prefix too"),
             ("KL to reference", number(result.get("kl_to_reference"), 5)),
             ("top-1 agreement", share(result.get("top1_agreement"))),
             ("note", result.get("note")),

@@ -26,6 +26,7 @@ def positions_view(found: dict[str, Any] | None) -> dict[str, Any] | None:
             f"{backend_name(found['backend'])} on {found['text']}: {found['windows']} whole windows of "
             f"{found['window']:,} tokens (text SHA-256 {found['sha256'][:12]}…), loss in nats a token. "
             "Standard errors are over windows."
+            + (" Float reads the artifact's prefix too." if found.get("reference_prefix") else "")
         ),
         "verdict": VERDICTS[found["drift"]] if "drift" in found else None,
         "drifts": found.get("drift"),

@@ -47,7 +47,7 @@ def record_evaluation(folder: Path, text_name: str, result: dict[str, Any], targ
 
 def record_positions(folder: Path, text_name: str, result: dict[str, Any], target: str | None = None) -> None:
     """Keep the loss by position; it stands beside the evaluation, whose windows are usually shorter."""
-    kept = ("window", "perplexity", "reference_perplexity", "warning")
+    kept = ("window", "perplexity", "reference_perplexity", "reference_prefix", "warning")
     section = {
         "text": text_name,
         "sha256": result["text_sha256"],

@@ -79,6 +79,8 @@ def test_eval_by_position_stands_beside_the_evaluation_in_the_report(
     document = command(*given, "--by-position", "--window", 40).json
     found = document["by_position"]
     assert [row["from"] for row in found["buckets"]] == [0, 8, 16, 32]
+    prefix = json.loads((own_artifact / "quant_plan.json").read_text())["prefix_ids"]
+    assert document.get("reference_prefix", []) == prefix
     assert found["drift"] in (True, False)
     report = json.loads((own_artifact / "report.json").read_text())
     assert report["evaluation"] == before

@@ -177,3 +177,16 @@ def test_a_runtimes_chunks_are_its_logits(artifact: Path, backend: str) -> None:
     expected = torch.from_numpy(model.runner.prefill(ids))
     assert torch.equal(torch.cat(pieces)[1:], expected[:-1])
     model.close()
+
+
+def test_the_reference_can_stand_behind_the_same_prefix(artifact: Path) -> None:
+    """As the decoder predicts over prefix and text at once; room for the text is as much less."""
+    model = FloatModel.from_pretrained(artifact.parent / "checkpoint")
+    plain, room = model.logits([5, 9, 4]), model.max_window
+    model.start_behind((1, 7, 8))
+    with torch.no_grad():
+        expected = model.decoder(torch.tensor([[1, 7, 8, 5, 9]]))[0][0, 2:]
+    assert torch.equal(model.logits([5, 9, 4]), expected)
+    assert model.max_window == room - 2
+    model.start_behind((1,))
+    assert torch.equal(model.logits([5, 9, 4]), plain)
