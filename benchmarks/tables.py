@@ -77,9 +77,14 @@ def recipes(result: dict[str, Any]) -> list[str]:
         runtimes = row.get("runtimes", {})
         measured = [f"{runtimes[key]['perplexity']:.2f}" if key in runtimes else "" for key in ("onnx", "executorch")]
         cells = [scheme, name, *wiki, *measured, *plays]
-        seconds = row.get("quantize_s")
-        lines.append(f"| {' | '.join(cells)} | {'' if seconds is None else f'{seconds / 60:.0f} min'} |")
+        lines.append(f"| {' | '.join(cells)} | {_minutes(row.get('quantize_s'))} |")
     return lines
+
+
+def _minutes(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return "under 1 min" if seconds < 60 else f"{seconds / 60:.0f} min"
 
 
 def _over_float(found: dict[str, Any]) -> list[str]:
