@@ -25,8 +25,9 @@ def draw(result: dict[str, Any]) -> str:
         _panel(axes, bars)
         axes.set_title(scheme.upper(), fontsize=10)
     entries = [*result["rows"], *result["peers"]]
-    top = max(min(found["ratio"], LIMIT) for entry in entries for found in entry["texts"].values())
-    panels[0][0].set_ylim(0.9, top + 0.08 * (top - 0.9))
+    ratios = [1.0, *(min(found["ratio"], LIMIT) for entry in entries for found in entry["texts"].values())]
+    bottom, top = min(ratios), max(ratios)
+    panels[0][0].set_ylim(bottom - 0.05 * (top - bottom), top + 0.1 * (top - bottom))
     panels[0][0].set_ylabel("perplexity over float32 (lower is better)", fontsize=8)
     figure.suptitle(f"{result['model']}: WikiText-2 raw test (bars), Tiny Shakespeare (dots)", fontsize=10)
     return svg_text(figure)
@@ -40,7 +41,7 @@ def label(row: dict[str, Any]) -> str:
 def _panel(axes: Any, bars: list[tuple[str, dict[str, Any], bool]]) -> None:
     for index, (_, texts, ours) in enumerate(bars):
         height, dot = (min(texts[text]["ratio"], LIMIT) for text in ("wikitext2", "shakespeare"))
-        axes.bar(index, height - 0.9, bottom=0.9, color=OURS if ours else OTHERS, width=0.7)
+        axes.bar(index, height - 1.0, bottom=1.0, color=OURS if ours else OTHERS, width=0.7)
         place = (index, max(height, dot))
         axes.annotate(
             f"{texts['wikitext2']['ratio']:.3f}", place, (0, 4), textcoords="offset points", ha="center", fontsize=7
