@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory.run --work build/memory
 
-Random weights in the shape of Llama 3.2 1B: memory and time depend on shapes only. All stages of `learned` run, on few
-windows of full length and for few steps, but for the prefix search: it holds the float model and one window's backward
-pass, less than learning does, and is long. The time of the whole recipe is extrapolated by the plan's own estimate of
-both runs; the peak is that of the process, which more windows raise by their hidden states (stated beside it).
+Random weights in the shape of Llama 3.2 1B: memory and time depend on shapes only. Rotation and both learning stages of
+`learned` run, on few windows of full length and for few steps; the searches for a prefix, for scalings and for codes do
+not: they hold less than learning and are long. The time of the whole recipe is extrapolated by the plan's own estimate
+of both runs; the peak is that of the process, which more windows raise by their hidden states (stated beside it).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHAPE = {
 SEED = 0
 RECIPE = ("learned", "learn.1.save_memory=true")
 FEW = ("calibration.samples=4", "calibration.learning_samples=12", "calibration.written=0.0")
-FEW_STEPS = ("prefix_tokens=0", "learn.0.steps=2", "learn.1.steps=4")
+FEW_STEPS = ("prefix_tokens=0", "smoothing=off", "weights=clip", "learn.0.steps=2", "learn.1.steps=4")
 HIDDEN_BYTES_A_WINDOW = 3 * 256 * SHAPE["hidden_size"] * 4  # float, target and quantised stream  # type: ignore[operator]
 
 
