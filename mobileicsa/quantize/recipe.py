@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mobileicsa.core.errors import InputError, SchemeError, UsageError
 from mobileicsa.core.scheme import QuantScheme
@@ -106,6 +106,12 @@ class Recipe(BaseModel):
     bias_correction: bool = Field(default=False, exclude_if=lambda on: not on)
     calibration: Calibration = Calibration()
     learn: tuple[Learning, ...] = Field(default=(), max_length=8)
+
+    @field_validator("rotation", "smoothing", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare off as false."""
+        return "off" if value is False else value
 
 
 def windows_of(recipe: Recipe) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mobileicsa.core.errors import SchemeError
@@ -29,3 +31,14 @@ def test_fields_reach_into_sections_and_stages() -> None:
 def test_fields_that_are_not_there_are_named(override: str, message: str) -> None:
     with pytest.raises(SchemeError, match=message.replace(".", r"\.")):
         load_recipe("learned", (override,))
+
+
+def test_off_is_a_word_wherever_it_is_written(tmp_path: Path) -> None:
+    """YAML 1.1 takes it for false."""
+    recipe = load_recipe("learned", ("smoothing=off", "rotation=off"))
+    assert (recipe.smoothing, recipe.rotation) == ("off", "off")
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nrotation: off\nsmoothing: off\n")
+    assert load_recipe(str(path)).rotation == load_recipe(str(path)).smoothing == "off"
+    with pytest.raises(SchemeError, match="smoothing"):
+        load_recipe("learned", ("smoothing=on",))
