@@ -57,6 +57,7 @@ class Staging:
         with writing(self.root):
             self._recover()
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
         return self
 
     def __exit__(
@@ -113,6 +114,11 @@ class Staging:
         _remove(self._replaced, self._replaced)
         self.discard()
 
+    def _sweep(self) -> None:
+        """Remove files that an earlier run was killed in the middle of: they would become part of the artifact."""
+        for left in filter(_unfinished, list(self.root.rglob("*"))):
+            left.unlink()
+
     def _recover(self) -> None:
         """Finish what a killed `commit` of an earlier run left: put the old artifact back, or away."""
         if not self._replaced.exists():
@@ -122,6 +128,11 @@ class Staging:
         else:
             log.warning("%s: put back after an interrupted run", self.output)
             os.rename(self._replaced, self.output)
+
+
+def _unfinished(path: Path) -> bool:
+    """A file, by its name: ours end in .tmp (see `atomic`), safetensors' are .tmp and random letters."""
+    return path.is_file() and (path.suffix == ".tmp" or path.name.startswith(".tmp"))
 
 
 def _remove(root: Path, artifact: Path) -> None:

@@ -79,6 +79,16 @@ def test_fault_41_a_run_killed_at_any_moment_never_looks_complete_and_goes_on(tm
     assert sha256_tree(output) == reference
 
 
+def test_fault_41_half_written_files_are_no_part_of_the_artifact(tmp_path: Path, reference: str) -> None:
+    """safetensors writes under a random name first, which no later run writes again."""
+    output = tmp_path / "out"
+    with Staging(output, "0123abcd") as staging:  # neither finished nor failed
+        for name in (".tmpA1b2C3", "weights.safetensors.tmp", "export/.tmpZ9y8X7"):
+            staging.path(name).write_bytes(b"half")
+    run(output)
+    assert sha256_tree(output) == reference
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "gone", "mark cut", "other inputs", "other stage"])
 def test_fault_41_a_stage_with_any_damage_does_not_count_as_done(tmp_path: Path, damage: str) -> None:
     store = StageStore(tmp_path)
