@@ -45,12 +45,16 @@ class Output:
 
 
 class Generates:
-    """Shared by both models: text in, text out, over a `TokenRunner`; and what they predict, whole."""
+    """Shared by both models: text in, text out, over a `TokenRunner`; and what they predict, whole.
+
+    first: tokens fed before every text: BOS where the model has one and no prefix stands in the cache already.
+    """
 
     tokenizer: Tokenizer
     spec: ModelSpec
     runner: TokenRunner
     prefixed: bool
+    first: tuple[int, ...]
 
     def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
         raise NotImplementedError
@@ -64,9 +68,7 @@ class Generates:
         return self._behind_bos(ids)[:-1]
 
     def _behind_bos(self, ids: Sequence[int]) -> list[int]:
-        """`ids`, BOS in front where the model has one and no prefix stands there."""
-        bos = self.spec.bos_id
-        return list(ids) if self.prefixed or bos is None else [bos, *ids]
+        return [*self.first, *ids]
 
     def generate(
         self,

@@ -43,6 +43,7 @@ class QuantizedModel(Generates):
         self.tokenizer = Tokenizer(folder)
         self.bos_id = plan.spec.bos_id
         self.prefixed = bool(plan.prefix_ids)
+        self.first = () if self.prefixed or self.bos_id is None else (self.bos_id,)
 
     @classmethod
     def from_pretrained(
@@ -177,7 +178,7 @@ class FloatModel(Generates):
         self.spec = read_spec(checkpoint)
         self.tokenizer = Tokenizer(folder_with_tokenizer)
         self.bos_id = self.spec.bos_id
-        self.first: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)
+        self.first = () if self.bos_id is None else (self.bos_id,)
         self.decoder = load_decoder(checkpoint)
 
     @classmethod
@@ -204,9 +205,6 @@ class FloatModel(Generates):
         for rows in sequence_logits(self.decoder, self._fed(ids), None):
             yield rows[unasked:]
             unasked = max(unasked - len(rows), 0)
-
-    def _behind_bos(self, ids: Sequence[int]) -> list[int]:
-        return [*self.first, *ids]
 
     @torch.no_grad()
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:

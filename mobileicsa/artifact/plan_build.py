@@ -117,13 +117,12 @@ class BuildPlan:
         written = self.written_windows
         return "from file" + (f", {written} windows written by the model itself" if written else "")
 
-    def _mixing(self) -> str:
-        assert self.limits is not None
+    def _mixing(self, limits: Limits) -> str:
         parts = []
         if self.scheme.weight_bits < PROMOTED_BITS:
             bits = self.scheme.weight_bits
             parts.append(f"measure what {bits} bits cost each linear, give 8 to those that gain most for a byte")
-        if self.limits.wide_inputs and self.limits.max_ppl_increase is not None:
+        if limits.wide_inputs and limits.max_ppl_increase is not None:
             parts.append("give 16 bits to linears' inputs, as many as are needed then")
         return "; ".join(parts)
 
@@ -134,7 +133,7 @@ class BuildPlan:
         if self.recipe.rotation == "learned":
             steps.append("learn rotations of the residual stream and of each layer's values")
         if self.limits is not None:
-            steps.append(self._mixing())
+            steps.append(self._mixing(self.limits))
         steps.append(f"quantise {self.spec.num_layers} layers, embedding and head")
         scopes = {"block": "in each block", "model": "end to end"}
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
