@@ -15,7 +15,7 @@ from mobileicsa.program.slices import parse_layers, slice_layers
 FOUR = (LayerSpec(), LayerSpec(sliding_window=4), LayerSpec(), LayerSpec(rope=None))
 
 
-@pytest.mark.parametrize("layers", [range(0, 2), range(1, 4), range(3, 4)])
+@pytest.mark.parametrize("layers", [range(2), range(1, 4), range(3, 4)])
 @pytest.mark.parametrize("primitive", [False, True])
 @torch.no_grad()
 def test_a_slice_is_the_model_without_the_other_layers(layers: range, primitive: bool) -> None:
@@ -53,7 +53,7 @@ def test_all_layers_are_the_model_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "layers"), [("0:2", range(0, 2)), (":3", range(0, 3)), ("3:", range(3, 4)), (" 1:4 ", range(1, 4))]
+    ("text", "layers"), [("0:2", range(2)), (":3", range(3)), ("3:", range(3, 4)), (" 1:4 ", range(1, 4))]
 )
 def test_layers_are_counted_as_python_slices(text: str, layers: range) -> None:
     assert parse_layers(text, 4) == layers
