@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mobileicsa.core.encoding import TensorEncoding, asymmetric
+from mobileicsa.core.encoding import TensorEncoding, activation
 from mobileicsa.core.errors import InputError
 from mobileicsa.models.edge import Edge
 
@@ -40,7 +40,7 @@ class EdgeStatistics:
 
     def min_max(self, bits: int, mantissa_bits: int | None, factor: float = 1.0) -> TensorEncoding:
         """The range of all values seen, its ends `factor` times as far from 0."""
-        return asymmetric(self.low * factor, self.high * factor, bits, mantissa_bits)
+        return activation(self.low * factor, self.high * factor, bits, mantissa_bits)
 
     def least_error(
         self, bits: int, mantissa_bits: int | None, ratios: tuple[float, ...], headroom: float = 1.0

@@ -90,36 +90,23 @@ class TensorEncoding:
             raise SchemeError(f"encoding: malformed entry {data!r}: {error}") from error
 
 
-def asymmetric(low: float, high: float, bits: int, mantissa_bits: int | None = None) -> TensorEncoding:
+def activation(low: float, high: float, bits: int, mantissa_bits: int | None = None) -> TensorEncoding:
     """Per-tensor encoding whose range holds [low, high] and zero.
 
-    A constant tensor (low == high == 0) gets scale 1, never 0/0. `mantissa_bits` rounds the scale up to a short one
-    (0: a power of two): see `shorten`.
+    16 bits are symmetric, for integer-only compilers know no others (TOSA's RESCALE, QNN's SFIXED_POINT_16) and a bit
+    less does not matter there; fewer bits use all codes for the range. A constant tensor (low == high == 0) gets scale
+    1, never 0/0. `mantissa_bits` rounds the scale up to a short one (0: a power of two): see `shorten`.
     """
-    return asymmetric_many([low], [high], bits, mantissa_bits=mantissa_bits)
-
-
-def asymmetric_many(
-    lows: Sequence[float],
-    highs: Sequence[float],
-    bits: int,
-    axis: int | None = None,
-    mantissa_bits: int | None = None,
-) -> TensorEncoding:
-    """The same for one range per slice along `axis`."""
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    scales, zeros = [], []
-    for low, high in zip(lows, highs, strict=True):
-        low, high = min(float(low), 0.0), max(float(high), 0.0)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise SchemeError(f"encoding: range [{low}, {high}] is not finite")
-        scale = (high - low) / (qmax - qmin) if high > low else 1.0
-        scale = _float32(max(scale, MIN_SCALE))
-        if mantissa_bits is not None:
-            scale = _float32(shorten(scale, mantissa_bits))
-        scales.append(scale)
-        zeros.append(min(max(round(qmin - low / scale), qmin), qmax))
-    return TensorEncoding(bits=bits, scale=tuple(scales), zero_point=tuple(zeros), axis=axis)
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SchemeError(f"encoding: range [{low}, {high}] is not finite")
+    scale = max(low / qmin, high / qmax) if bits == 16 else (high - low) / (qmax - qmin)
+    scale = _float32(max(scale, MIN_SCALE) if high > low else 1.0)
+    if mantissa_bits is not None:
+        scale = _float32(shorten(scale, mantissa_bits))
+    zero = 0 if bits == 16 else min(max(round(qmin - low / scale), qmin), qmax)
+    return TensorEncoding(bits=bits, scale=(scale,), zero_point=(zero,))
 
 
 def symmetric(max_abs: Sequence[float], bits: int, *, axis: int | None = None, narrow: bool = True) -> TensorEncoding:

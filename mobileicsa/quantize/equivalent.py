@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.statistics import fake_quantize, finite_range
-from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.encoding import activation
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
@@ -66,7 +66,7 @@ class CaptureEdge(Edge):
         bits = scheme.bits(self.role, self.path)
         assert self.low is not None
         assert self.high is not None
-        encoding = asymmetric(float((self.low / scale).min()), float((self.high / scale).max()), bits)
+        encoding = activation(float((self.low / scale).min()), float((self.high / scale).max()), bits)
         return fake_quantize(rows / scale, encoding)
 
 

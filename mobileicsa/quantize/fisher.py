@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobileicsa.calibrate.statistics import EdgeStatistics, fake_quantize
 from mobileicsa.calibrate.stream import BATCH
-from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.encoding import activation
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
@@ -43,7 +43,7 @@ class _SensedEdge(Edge):
     def _error(self, x: Tensor, bits: int) -> Tensor:
         """Of rounding to a grid over the range, shrunk to the least squared error unless it is known beforehand."""
         if self.fixed is not None:
-            return fake_quantize(x, asymmetric(*self.fixed, bits)) - x
+            return fake_quantize(x, activation(*self.fixed, bits)) - x
         statistics = EdgeStatistics()
         statistics.update(x, 1, self.name)
         return fake_quantize(x, statistics.least_error(bits, None, SHRINKS)) - x

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize
-from mobileicsa.core.encoding import TensorEncoding, asymmetric
+from mobileicsa.core.encoding import TensorEncoding, activation
 from mobileicsa.core.scheme import QuantScheme
 
 MSE_RATIOS = tuple(1.0 - 0.04 * i for i in range(13))
@@ -29,12 +29,12 @@ def encode_edge(
     if edge.role == "constant":
         return statistics.min_max(bits, None)
     if edge.fixed is not None:
-        return asymmetric(*edge.fixed, bits, mantissa)
+        return activation(*edge.fixed, bits, mantissa)
     share = headroom if bits == 8 else 1.0
     if ranges == "minmax":
         return statistics.min_max(bits, mantissa, share)
     if bits == 16:
-        return asymmetric(statistics.low * HEADROOM_A16, statistics.high * HEADROOM_A16, bits, mantissa)
+        return activation(statistics.low * HEADROOM_A16, statistics.high * HEADROOM_A16, bits, mantissa)
     return statistics.least_error(bits, mantissa, MSE_RATIOS, share)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, asymmetric
+from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, activation
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
@@ -63,7 +63,7 @@ class RangeEdge(Edge):
         if not self.learns:
             return self.start
         (low, high), (a, b) = self.start.real_range(), self.log.detach().exp().tolist()
-        return asymmetric(low * a, high * b, self.start.bits, self.mantissa_bits)
+        return activation(low * a, high * b, self.start.bits, self.mantissa_bits)
 
     def store(self, x: Tensor) -> Tensor:
         if self.start.bits == 16 and torch.is_grad_enabled():
@@ -87,7 +87,7 @@ class GainEdge(Edge):
         return x if self.scaling is None else x / self.scaling()
 
     def encoding(self, x: Tensor) -> TensorEncoding:
-        return asymmetric(float(x.min()), float(x.max()), 16)
+        return activation(float(x.min()), float(x.max()), 16)
 
     def store(self, x: Tensor) -> Tensor:
         value = self.value(x)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobileicsa.core.encoding import asymmetric, symmetric
+from mobileicsa.core.encoding import activation, symmetric
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.spec import LayerSpec, ModelSpec, RopeSpec
@@ -104,7 +104,7 @@ def freeze(spec: ModelSpec, scheme: str = "w8a8") -> FrozenModel:
     replace_edges(decoder, observe)
     decoder(torch.randint(0, spec.vocab_size, (4, 2 * CHUNK), generator=torch.Generator().manual_seed(3)))
     edges = {
-        n: asymmetric(*(r.fixed or (r.low, r.high)), bits.bits(r.role), _mantissa(bits, r.role))
+        n: activation(*(r.fixed or (r.low, r.high)), bits.bits(r.role), _mantissa(bits, r.role))
         for n, r in ranges.items()
         if r.role != "derived"
     }

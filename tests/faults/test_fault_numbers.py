@@ -14,7 +14,7 @@ from tiny_artifact import write_checkpoint
 from tiny_command import LAYER, Tiny
 from torch import Tensor
 
-from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, asymmetric
+from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, activation
 
 UP, DOWN, Q = (LAYER + name for name in ("mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"))
 EMBEDDING = "model.embed_tokens.weight"
@@ -119,7 +119,7 @@ def test_fault_22_values_that_overflow_behind_the_prefix_search_are_refused_by_t
 def test_fault_23_a_range_is_widened_to_hold_an_exact_zero(
     low: float, high: float, bits: int, mantissa: int | None
 ) -> None:
-    encoding = asymmetric(low, high, bits, mantissa)
+    encoding = activation(low, high, bits, mantissa)
     scale, zero = encoding.scale[0], encoding.zero_point[0]
     assert scale > 0
     assert encoding.qmin <= zero <= encoding.qmax

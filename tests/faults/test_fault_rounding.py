@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from one_linear import OneLinear, encoding
 
-from mobileicsa.core.encoding import MIN_SCALE, asymmetric, shorten
+from mobileicsa.core.encoding import MIN_SCALE, activation, shorten
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.quantize.rounding import WEIGHT_MANTISSA_BITS, clipped_scale, round_weight, short_scale, weight_scale
 
@@ -59,7 +59,7 @@ def test_fault_26_every_value_in_a_range_is_within_half_a_step_of_the_grid(
     one: float, other: float, bits: int, mantissa: int | None, place: float
 ) -> None:
     low, high = min(one, other), max(one, other)
-    found = asymmetric(low, high, bits, mantissa)
+    found = activation(low, high, bits, mantissa)
     scale, zero = Fraction(found.scale[0]), found.zero_point[0]
     assert found.qmin <= zero <= found.qmax
     value = Fraction(low) + (Fraction(high) - Fraction(low)) * Fraction(place)

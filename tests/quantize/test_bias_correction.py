@@ -81,7 +81,8 @@ def test_every_linears_mean_error_is_gone_and_every_block_is_nearer_to_float(
     plain, corrected = (
         quantized(spec, weights, fields={"weights": weights_field, "bias_correction": on}) for on in (False, True)
     )
-    unseen = torch.randint(3, 259, (SEEN, 20), generator=torch.Generator().manual_seed(9))
+    # Many: with GPTQ a block comes nearer by one percent.
+    unseen = torch.randint(3, 259, (8 * SEEN, 20), generator=torch.Generator().manual_seed(9))
     for ids in (windows()[:SEEN], unseen):
         reference = float_outputs(spec, weights, plain, ids)
         before, after = ({n: y - reference[n] for n, y in program_outputs(r, ids).items()} for r in (plain, corrected))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.encoding import activation
 from mobileicsa.models.edge import Edge
 from mobileicsa.program.qdq import QdqEdge
 from mobileicsa.quantize.learn_math import on_grid, round_codes, scaled_product, top_divergence, top_targets
@@ -19,7 +19,7 @@ def grid(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 @given(st.floats(-4.0, -0.1), st.floats(0.1, 4.0), st.sampled_from([4, 8]))
 def test_the_forward_pass_is_the_exported_rounding(low: float, high: float, bits: int) -> None:
-    encoding = asymmetric(low, high, bits)
+    encoding = activation(low, high, bits)
     x = torch.linspace(-5, 5, 301)
     y = on_grid(x, torch.tensor(low), torch.tensor(high), encoding)
     edge = QdqEdge(Edge("mlp"), encoding)
@@ -30,14 +30,14 @@ def test_the_forward_pass_is_the_exported_rounding(low: float, high: float, bits
 def test_a_saturated_value_moves_with_its_end_of_the_range_only() -> None:
     low, high = grid(-1.0, 1.0)
     x = torch.tensor([7.0, -7.0], requires_grad=True)
-    (on_grid(x, low, high, asymmetric(-1.0, 1.0, 8)) * torch.tensor([3.0, 5.0])).sum().backward()
+    (on_grid(x, low, high, activation(-1.0, 1.0, 8)) * torch.tensor([3.0, 5.0])).sum().backward()
     assert (float(low.grad), float(high.grad)) == (5.0, 3.0)
     assert x.grad.tolist() == [0.0, 0.0]
 
 
 def test_a_value_inside_pulls_on_the_step_by_its_rounding_error() -> None:
     low, high = grid(-1.0, 1.0)
-    encoding = asymmetric(-1.0, 1.0, 4)
+    encoding = activation(-1.0, 1.0, 4)
     x = torch.tensor([0.31])
     on_grid(x, low, high, encoding).sum().backward()
     scaled = 0.31 / encoding.scale[0]
@@ -107,7 +107,7 @@ def test_the_loss_s_gradient_is_that_of_its_formula(k: int) -> None:
 
 
 def test_where_nothing_saturates_a_gradient_passes_unchanged() -> None:
-    encoding = asymmetric(-1.0, 1.0, 8)
+    encoding = activation(-1.0, 1.0, 8)
     x = torch.linspace(-0.9, 0.9, 41, requires_grad=True)
     weighting = torch.arange(41.0)
     (on_grid(x, torch.tensor(-1.0), torch.tensor(1.0), encoding) * weighting).sum().backward()

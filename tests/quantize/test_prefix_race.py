@@ -10,7 +10,7 @@ from tiny_learning import tiny_weights
 from torch import Tensor
 
 from mobileicsa.calibrate.statistics import fake_quantize, finite_range
-from mobileicsa.core.encoding import asymmetric
+from mobileicsa.core.encoding import activation
 from mobileicsa.core.scheme import find_scheme
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.edge import Edge, replace_edges
@@ -110,7 +110,7 @@ def test_fewer_windows_than_the_race_wants_are_enough(tmp_path: Path, written: t
 class RoundedEdge(Edge):
     def store(self, x: Tensor) -> Tensor:
         low, high = self.fixed or finite_range(x, "here")
-        return fake_quantize(x, asymmetric(low, high, 8))
+        return fake_quantize(x, activation(low, high, 8))
 
 
 @torch.no_grad()

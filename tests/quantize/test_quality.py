@@ -109,11 +109,11 @@ def test_looking_changes_nothing_and_leaves_no_meter(tmp_path: Path) -> None:
 
 
 def test_a_meter_sums_the_noise_of_its_edge() -> None:
-    from mobileicsa.core.encoding import asymmetric
+    from mobileicsa.core.encoding import activation
     from mobileicsa.models.edge import Edge
     from mobileicsa.quantize.student_layers import NoiseMeter, RangeEdge
 
-    encoding = asymmetric(-1.0, 1.0, 8, None)
+    encoding = activation(-1.0, 1.0, 8, None)
     edge = RangeEdge(Edge("mlp"), encoding, None, learns=False)
     edge.meter = NoiseMeter()
     x = torch.randn(200, generator=torch.Generator().manual_seed(1)) * 0.4
