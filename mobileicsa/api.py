@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mobileicsa.artifact.build import build, export_artifact
+from mobileicsa.artifact.build import build
+from mobileicsa.artifact.exported import export_artifact
 from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
 from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.program.targets import find_target
-from mobileicsa.quantize.steps import Progress
+from mobileicsa.quantize.steps import Progress, Quiet
 from mobileicsa.report.html import write_report
-
-
-class Quiet:
-    """Progress that shows nothing."""
-
-    def step(self, title: str, total: int) -> Callable[[], None]:
-        return lambda: None
 
 
 def quantize(
@@ -47,6 +40,13 @@ def _finish(folder: Path) -> None:
     write_report(folder)
 
 
-def export(folder: str | Path, target: str, output: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Write an artifact's program for another target; see `mobileicsa targets` for the names."""
-    return export_artifact(Path(folder), find_target(target), Path(output), progress or Quiet())
+def export(
+    folder: str | Path,
+    target: str,
+    output: str | Path,
+    *,
+    layers: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write an artifact's program, or a slice START:STOP of its layers, for another target of `mobileicsa targets`."""
+    return export_artifact(Path(folder), find_target(target), Path(output), progress or Quiet(), layers=layers)

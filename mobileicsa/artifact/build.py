@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -18,23 +17,20 @@ from torch import Tensor
 
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.calibration import calibration_windows
+from mobileicsa.artifact.exported import target_json, write_backend
 from mobileicsa.artifact.golden import record, record_greedy
 from mobileicsa.artifact.held_out import measure_increase
 from mobileicsa.artifact.manifest import write_manifest
-from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
+from mobileicsa.artifact.model import SIMULATOR, QuantizedModel, read_frozen
 from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.artifact.tokenizer import Tokenizer, open_tokenizer
-from mobileicsa.core.plan import QuantPlan
-from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.machine import peak_memory
-from mobileicsa.io.paths import check_output, public_name
+from mobileicsa.io.paths import public_name
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights
-from mobileicsa.program.backend import find_backend
 from mobileicsa.program.frozen import FrozenModel, build_decoder
-from mobileicsa.program.targets import check_codes
 from mobileicsa.quantize.pipeline import Result, quantize_model
 from mobileicsa.quantize.steps import Progress
 
@@ -79,10 +75,6 @@ def _manifest_facts(plan: BuildPlan) -> dict[str, Any]:
         "default_target": plan.targets[0].name,
         "targets": {target.name: target_json(target) for target in plan.targets},
     }
-
-
-def target_json(target: Target) -> dict[str, Any]:
-    return {**vars(target), "backends": list(target.backends)}
 
 
 class _Build:
@@ -202,7 +194,9 @@ class _Build:
 
     def _simulator(self) -> QuantizedModel:
         """Read back from the files, as a user's runs will be."""
-        return QuantizedModel.unfinished(self.staging.folder, self.plan.targets[0])
+        return QuantizedModel.of_frozen(
+            self.staging.folder, read_frozen(self.staging.folder), self.plan.targets[0], SIMULATOR
+        )
 
     def _increase(self) -> dict[str, Any]:
         return measure_increase(self.plan, self.staging.stages, self._simulator, self.progress)
@@ -263,40 +257,3 @@ class _Build:
             "notes": plan.notes,
             "torch_version": torch.__version__,
         }
-
-
-def write_backend(decoder: Any, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:
-    """Lower a decoder with one back end; returns {"files": {name: {bytes, sha256}}, "facts": {...}}."""
-    metadata = {
-        "bos_id": plan.spec.bos_id,
-        "eos_ids": list(plan.spec.eos_ids),
-        "prefix_ids": list(plan.prefix_ids),
-        "context": target.context,
-        "scheme": plan.scheme.name,
-    }
-    back_end = find_backend(name)
-    written = back_end.write(decoder, target, folder, metadata)
-    facts = {**written.facts, "placement": back_end.placement(folder, target)}
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in written.files
-    }
-    return {"files": files, "facts": json.loads(json.dumps(facts))}
-
-
-def export_artifact(folder: Path, target: Target, output: Path, progress: Progress) -> dict[str, Any]:
-    """Write a finished artifact's program for another target into a new folder `output`; returns its facts."""
-    check_output(output, folder, overwrite=False)
-    frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
-    check_codes(frozen.plan.scheme, target)
-    decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
-    result: dict[str, Any] = {"target": target.name, "backends": {}}
-    run = "export" + sha256_bytes(repr(target).encode())[:10]
-    with OutputLock(output), Staging(output, run, resumable=False) as staging:
-        for name in target.backends:
-            tick = progress.step(f"write {name} for {target.name}", 1)
-            result["backends"][name] = write_backend(decoder, target, name, staging.folder / name, frozen.plan)
-            tick()
-        staging.write_json("target.json", target_json(target))
-        staging.commit()
-    return result

@@ -36,8 +36,17 @@ SIMULATOR, FLOAT = "simulator", "float"
 class QuantizedModel(Generates):
     """An artifact folder opened on one back end ("simulator", "onnx", "executorch", ...)."""
 
-    def __init__(self, folder: Path, plan: QuantPlan, target: Target, manifest: dict[str, Any], backend: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: QuantPlan,
+        target: Target,
+        manifest: dict[str, Any],
+        backend: str,
+        files: Path | None = None,
+    ) -> None:
         self.folder, self.plan, self.target, self.manifest, self.backend = folder, plan, target, manifest, backend
+        self._files = files
         self.spec = plan.spec
         self.name = str(folder)
         self.tokenizer = Tokenizer(folder)
@@ -76,11 +85,19 @@ class QuantizedModel(Generates):
         return model
 
     @classmethod
-    def unfinished(cls, folder: Path, target: Target) -> QuantizedModel:
-        """The simulator over an artifact in the making, which has no manifest yet."""
-        frozen = read_frozen(folder)
-        model = cls(folder, frozen.plan, target, {}, SIMULATOR)
-        model._open(frozen, None, False)
+    def of_frozen(
+        cls,
+        folder: Path,
+        frozen: FrozenModel,
+        target: Target,
+        backend: str,
+        *,
+        files: Path | None = None,
+        threads: int | None = None,
+    ) -> QuantizedModel:
+        """A frozen model with the tokenizer of `folder`; a back end reads what it wrote from `files`. Unchecked."""
+        model = cls(folder, frozen.plan, target, {}, backend, files)
+        model._open(frozen, threads, False)
         return model
 
     def _open(self, frozen: FrozenModel, threads: int | None, exact: bool) -> None:
@@ -100,6 +117,8 @@ class QuantizedModel(Generates):
     @property
     def exported(self) -> Path:
         """The folder of this back end's files."""
+        if self._files is not None:
+            return self._files
         default = self.manifest["default_target"]
         return self.folder / layout.backend_folder(self.target.name, self.backend, default)
 
@@ -113,7 +132,8 @@ class QuantizedModel(Generates):
                 f"{self.folder}: was exported for {', '.join(self.target.backends)}, not for {self.backend}",
                 hint="run `mobileicsa export` for a target with that back end",
             )
-        require_files(self.folder, self.manifest, self.exported.relative_to(self.folder).as_posix() + "/")
+        if self._files is None:
+            require_files(self.folder, self.manifest, self.exported.relative_to(self.folder).as_posix() + "/")
         if not exact:
             return back_end.open(self.exported, self.spec, self.target, threads=threads)
         if not isinstance(back_end, ExactBackend):

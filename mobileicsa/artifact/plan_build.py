@@ -29,7 +29,7 @@ from mobileicsa.io.machine import available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
-from mobileicsa.program.targets import DEFAULT_TARGET, check_codes, find_target
+from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, check_size, find_target
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe, stages_for, windows_of
@@ -170,6 +170,8 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
     packed, size_notes = forecast(spec, scheme, recipe, limits)
     _check_accumulators(spec, scheme, limits)
+    for target in targets:
+        check_size(target, packed.least)
     targets = tuple(_fitting(target, spec) for target in targets)
     memory, disk = estimate(spec, recipe, limits, targets)
     lean, _ = estimate(spec, saving_memory(recipe), limits, targets)
@@ -221,7 +223,7 @@ def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec, strict: bool) -> l
 def _check_targets(targets: tuple[Target, ...], scheme: QuantScheme) -> None:
     known = backends()
     for target in targets:
-        check_codes(scheme, target)
+        check_scheme(scheme, target)
         for name in target.backends:
             reason = known[name].unavailable() if name in known else "no such back end is installed"
             if reason is not None:

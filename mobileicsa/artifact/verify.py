@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact import layout
-from mobileicsa.artifact.golden import compare_greedy, probe_tokenizer, replay
+from mobileicsa.artifact.golden import compare_greedy, probe_tokenizer, record, replay
+from mobileicsa.artifact.lowered import Lowered
 from mobileicsa.artifact.manifest import check_files, read_manifest
 from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
 from mobileicsa.artifact.tokenizer import Tokenizer
-from mobileicsa.core.errors import InputError, MobileICSAError
+from mobileicsa.core.errors import MobileICSAError
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
-from mobileicsa.program.backend import ExactBackend
+from mobileicsa.program.backend import ExactBackend, find_backend
 from mobileicsa.program.backend import backends as registered
-from mobileicsa.quantize.steps import Progress
+from mobileicsa.quantize.steps import Progress, Quiet
 
 # Fused float regions may flip a rounding tie, and a flip moves what follows it (see golden.py). Less agreement than
 # this is a defect, not rounding. The simulator replays its own integers to the last one: its sums are integers, and
@@ -27,6 +28,7 @@ MIN_EQUAL_SHARE_RUNTIME = 0.75
 MIN_EQUAL_SHARE_EXACT = 0.999
 MIN_TOP1_AGREEMENT = 0.9
 SHOWN_FALLBACKS = 5
+QUIET = Quiet()
 
 
 def verify(
@@ -35,12 +37,16 @@ def verify(
     only: Sequence[str] | None = None,
     greedy: bool = True,
     strict: bool = False,
-    progress: Progress | None = None,
+    target: str | None = None,
+    layers: str | None = None,
+    progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Check hashes, replay golden vectors and greedy text on each back end of the default target.
 
-    `only` names the back ends to run (also "simulator"); None means all that are exported. A back end that is not
-    installed is reported as skipped, with the reason. `strict` fails a back end that runs something in float, or
+    `only` names the back ends to run (also "simulator"); None means all that are exported. One that the artifact was
+    not exported for is lowered first, and so is everything where `target` or a slice START:STOP of the `layers` is
+    asked for: these replay the calls of the same program's simulator. A back end that is not installed is reported as
+    skipped, with the reason. `strict` fails a back end that runs something in float, or
     outside of its accelerated part, that the target does not declare. "ok" is False when a file or a back end fails.
     """
     manifest = read_manifest(folder)
@@ -48,11 +54,12 @@ def verify(
     result: dict[str, Any] = {"ok": not problems, "problems": problems, "backends": {}}
     if problems:
         return result
-    target = manifest["targets"][manifest["default_target"]]
-    exported = [SIMULATOR, *target["backends"]]
-    unknown = sorted(set(only or ()) - set(exported))
-    if unknown:
-        raise InputError(f"--backend {unknown[0]}: not in this artifact; it has {', '.join(exported)}")
+    default = manifest["targets"][manifest["default_target"]]
+    exported = [SIMULATOR, *default["backends"]]
+    known = registered()
+    for name in only or ():
+        if name not in (SIMULATOR, *known):
+            find_backend(name)  # raises the error that says which there are
     golden = read_tensors(folder / layout.GOLDEN)
     expected = read_json(folder / layout.GREEDY, max_bytes=layout.MAX_JSON_BYTES)["prompts"]
     wrong = probe_tokenizer(Tokenizer(folder), expected)
@@ -60,14 +67,18 @@ def verify(
         result["ok"] = False
         problems.append(f"{layout.TOKENIZER}: {wrong}")
         return result
-    chosen = [name for name in exported if only is None or name in only]
+    chosen = exported if only is None else list(dict.fromkeys(only))
     for name in chosen:
-        tick = progress.step(f"verify {name}", 1) if progress else lambda: None
-        row = result["backends"][name] = _one(folder, name, golden, expected if greedy else [])
+        tick = progress.step(f"verify {name}", 1)
+        if name in exported and target is None and layers is None:
+            row = _one(folder, name, golden, expected if greedy else [])
+        else:
+            row = _lowered(folder, name, target, layers, progress)
+        result["backends"][name] = row
         fallbacks = row.get("placement", {}).get("fallbacks", [])
         if strict and fallbacks:
             row["ok"] = False
-            problems.append(f"{name}: {describe_fallbacks(fallbacks, target['name'])}")
+            problems.append(f"{name}: {describe_fallbacks(fallbacks, row.get('target', default['name']))}")
         tick()
     result["ok"] = all(row.get("ok", True) for row in result["backends"].values())
     if all("skipped" in row for row in result["backends"].values()):
@@ -111,6 +122,24 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
     except MobileICSAError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
     return row
+
+
+def _lowered(folder: Path, name: str, target: str | None, layers: str | None, progress: Progress) -> dict[str, Any]:
+    """A back end that the artifact was not exported for, or a slice: against the simulator of the same program."""
+    reason = None if name == SIMULATOR else find_backend(name).unavailable()
+    if reason is not None:
+        return {"skipped": reason}
+    lowered = Lowered(folder, name, target, layers)
+    try:
+        model = lowered.open(progress)
+        simulator = lowered.simulator()
+        row = _compared(model, record(simulator), [], MIN_EQUAL_SHARE.get(name, MIN_EQUAL_SHARE_RUNTIME))
+        simulator.close()
+        if name != SIMULATOR:
+            row["placement"] = find_backend(name).placement(model.exported, model.target)
+    except MobileICSAError as error:
+        return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
+    return {**row, "target": lowered.target.name, **({} if layers is None else {"layers": layers})}
 
 
 def _compared(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobileicsa.artifact import layout
-from mobileicsa.artifact.build import target_json
+from mobileicsa.artifact.exported import target_json
 from mobileicsa.artifact.manifest import read_manifest, require_files
 from mobileicsa.artifact.model import target_of
 from mobileicsa.artifact.verify import describe_fallbacks

@@ -20,6 +20,7 @@ EXAMPLES = """
   mobileicsa eval --model out --backend onnx --text wiki.txt --max-windows 40
   mobileicsa eval --model out --text wiki.txt --reference smollm2-135m --json
   mobileicsa eval --model out --text wiki.txt --by-position
+  mobileicsa eval --model out --backend tosa --text wiki.txt --max-windows 2
 """
 
 
@@ -32,7 +33,10 @@ def evaluate(
     backend: Annotated[
         str | None,
         typer.Option(
-            "--backend", metavar="NAME", help="float for models; simulator (default), onnx or executorch for artifacts."
+            "--backend",
+            metavar="NAME",
+            help="float for models; simulator (default), onnx, executorch or another of `mobileicsa targets` for "
+            "artifacts, which are lowered first for what they were not exported for.",
         ),
     ] = None,
     window: Annotated[
@@ -70,6 +74,7 @@ def evaluate(
 
     Every token counts once; BOS (or the artifact's prefix) starts each window.
     """
+    from mobileicsa.artifact.lowered import open_for
     from mobileicsa.artifact.model import is_artifact, load_model
     from mobileicsa.calibrate.text import read_text
     from mobileicsa.evaluate import by_position as positions
@@ -81,7 +86,7 @@ def evaluate(
     content = read_text(text)
     with context.obj.progress() as progress:
         tick = progress.step("open model", 1 if reference is None else 2)
-        loaded = load_model(model, backend, target=target, threads=threads)
+        loaded = open_for(model, backend, progress, target=target, threads=threads)
         tick()
         compared = None
         if reference is not None:

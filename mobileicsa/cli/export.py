@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa targets
   mobileicsa export out --target generic-npu --output out-npu
+  mobileicsa export out --target tosa --layers 0:2 --output out-tosa --json
 """
 
 
@@ -29,19 +30,20 @@ def export(
         Path,
         typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write; must be new or empty."),
     ],
+    layers: LayersOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
     """Write an artifact's program for another target. Nothing is quantised again."""
     from mobileicsa import api
 
     with context.obj.progress() as progress:
-        made = api.export(folder, target, output, progress=progress)
+        made = api.export(folder, target, output, layers=layers, progress=progress)
     document = {**made, "output": str(output)}
     return Answer(document=document, show=lambda console: _show(console, document))
 
 
 def _show(console: Console, made: dict[str, Any]) -> None:
-    from mobileicsa.cli.tables import show_table, size
+    from mobileicsa.cli.tables import share, show_facts, show_table, size
 
     rows = [
         (f"{backend}/{name}", size(file["bytes"]))
@@ -49,4 +51,15 @@ def _show(console: Console, made: dict[str, Any]) -> None:
         for name, file in written["files"].items()
     ]
     show_table(console, ("file", "size"), rows)
+    console.print()
+    show_facts(
+        console,
+        [
+            ("delegated", f"{share(made['delegated_share'])} of the operators"),
+            ("float tensors", str(made["float_tensors"])),
+            *((f"estimate: {name}", str(value)) for name, value in made["estimates"].items()),
+        ],
+    )
+    for row in made["unsupported"]:
+        console.print(f"not as planned  {row['op']}: {row['reason']}", markup=False, style="bold red", soft_wrap=True)
     console.print(f"\nwrote {made['output']} for {made['target']}", markup=False)

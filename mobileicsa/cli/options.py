@@ -16,6 +16,10 @@ ArtifactFolder = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads of the runtime; by default it decides.")
 ]
+LayersOption = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="START:STOP", help="Only these decoder layers, as Python slices count them."),
+]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", metavar="NAME", help="Which of the artifact's targets; by default its first.")
+    str | None, typer.Option("--target", metavar="NAME", help="For which target; by default the artifact's first.")
 ]

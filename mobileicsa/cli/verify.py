@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption, TargetOption
 from mobileicsa.core.errors import EnvironmentFault, VerificationError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ EXAMPLES = """
   mobileicsa verify out
   mobileicsa verify out --backend onnx --no-greedy --json
   mobileicsa verify out --strict
+  mobileicsa verify out --backend tosa --layers 0:2 --json
 """
 
 
@@ -25,7 +26,12 @@ def verify(
     folder: ArtifactFolder,
     backend: Annotated[
         list[str] | None,
-        typer.Option("--backend", metavar="NAME", help="simulator, onnx or executorch; repeatable; default all."),
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="simulator, onnx, executorch or another of `mobileicsa targets`; repeatable. By default those that "
+            "the artifact was exported for; others are lowered first.",
+        ),
     ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy/--no-greedy", help="Compare generated texts token by token too.")
@@ -35,6 +41,8 @@ def verify(
         typer.Option("--strict", help="Fail too where an operator runs in float that the target wants in integers."),
     ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    target: TargetOption = None,
+    layers: LayersOption = None,
     as_json: JsonFlag = False,
 ) -> Answer:
     """Check an artifact's files and replay its golden vectors.
@@ -45,8 +53,17 @@ def verify(
     from mobileicsa.report.record import record
 
     with context.obj.progress() as progress:
-        result = artifact.verify(folder, only=backend or None, greedy=greedy, strict=strict, progress=progress)
-    if save and any("skipped" not in row for row in result["backends"].values()):
+        result = artifact.verify(
+            folder,
+            only=backend or None,
+            greedy=greedy,
+            strict=strict,
+            target=target,
+            layers=layers,
+            progress=progress,
+        )
+    whole = target is None and layers is None
+    if save and whole and any("skipped" not in row for row in result["backends"].values()):
         record(folder, "verification", result)
     code = 0 if result["ok"] else VerificationError.exit_code
     skipped = [row for row in result["backends"].values() if "skipped" in row]

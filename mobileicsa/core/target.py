@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mobileicsa.core.errors import InputError
@@ -17,6 +18,12 @@ class Target:
     - int4_storage: how writers store 4-bit weights; int4_full_range: whether they may have the code -8 (TOSA's INT4
       is [-7, 7]);
     - int16_inputs: whether its kernels multiply 16-bit inputs of linears (mixed precision may then give them);
+    - linears: pairs of input and weight bits ("a8w4") that its linears multiply in integers; none named: any, and what
+      its back ends then run in float they report;
+    - max_bytes: the largest program, weights included, that the device takes at once; None: no ceiling known;
+    - rounding: how its integer kernels round a rescaled sum (the simulator rounds half to even);
+    - opset: of the ONNX files written for it;
+    - device: what its compiler is told of the device, by that compiler's own names;
     - context: cache slots including the prefix; prefill_chunk: tokens per prefill call.
     """
 
@@ -27,10 +34,18 @@ class Target:
     int4_storage: Literal["int4", "int8"] = "int4"
     int4_full_range: bool = False
     int16_inputs: bool = False
+    linears: tuple[str, ...] = ()
+    max_bytes: int | None = None
+    rounding: Literal["half_even", "half_up", "half_away"] = "half_even"
+    opset: int = 21
+    device: dict[str, str | int] = field(default_factory=dict)
     context: int = 512
     prefill_chunk: int = 64
 
     def __post_init__(self) -> None:
+        wrong = [pair for pair in self.linears if re.fullmatch(r"a(8|16)w(4|8)", pair) is None]
+        if wrong:
+            raise InputError(f"target {self.name}: linears names {wrong[0]!r}; pairs are written as a8w4")
         if not 1 <= self.prefill_chunk < self.context:
             raise InputError(
                 f"target {self.name}: prefill_chunk {self.prefill_chunk} must be at least 1 "
@@ -44,6 +59,6 @@ class Target:
         if unknown:
             raise InputError(f"{where}: unknown fields {unknown}; known are {sorted(known)}")
         try:
-            return cls(**{**data, "backends": tuple(data["backends"])})
+            return cls(**{**data, "backends": tuple(data["backends"]), "linears": tuple(data.get("linears", ()))})
         except (KeyError, TypeError) as error:
             raise InputError(f"{where}: malformed target: {error}") from error

@@ -84,6 +84,13 @@ class ExactBackend(Backend, Protocol):
     def open_exact(self, folder: Path, spec: ModelSpec, target: Target) -> Session: ...
 
 
+@runtime_checkable
+class ResumableBackend(Backend, Protocol):
+    """A back end whose `write` goes on in a folder where it was stopped while writing the same decoder and target."""
+
+    resumes: bool
+
+
 def backends() -> dict[str, Backend]:
     """Every registered back end by name, installed or not."""
     return {point.name: point.load()() for point in entry_points(group="mobileicsa.backends")}

@@ -8,8 +8,8 @@ from importlib.resources import files
 
 import yaml
 
-from mobileicsa.core.errors import InputError, SchemeError
-from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError
+from mobileicsa.core.scheme import SCHEMES, QuantScheme
 from mobileicsa.core.target import Target
 
 DEFAULT_TARGET = "host-cpu"
@@ -37,7 +37,49 @@ def find_target(name: str) -> Target:
     return targets[name]
 
 
-def check_codes(scheme: QuantScheme, target: Target) -> None:
+def target_of_backend(backend: str) -> Target:
+    """The first target, by name, that is written by this back end alone, or else by it and others."""
+    able = [target for target in all_targets().values() if backend in target.backends]
+    if not able:
+        raise InputError(f"--backend {backend}: no target is written by it", hint="`mobileicsa targets` lists them")
+    return min(able, key=lambda target: (len(target.backends), target.name))
+
+
+def check_scheme(scheme: QuantScheme, target: Target) -> None:
+    """SchemeError where the target's linears do not multiply what the scheme gives them, or not its codes."""
+    _check_codes(scheme, target)
+    missing = _missing_pairs(scheme, target)
+    if missing:
+        able = [other.name for other in SCHEMES.values() if not _missing_pairs(other, target)]
+        raise SchemeError(
+            f"--target {target.name}: linears take {', '.join(target.linears)} in integers, {scheme.name} has "
+            f"{', '.join(missing)}",
+            hint=f"quantise with --scheme {' or '.join(able)}" if able else None,
+        )
+
+
+def _missing_pairs(scheme: QuantScheme, target: Target) -> list[str]:
+    """Pairs of input and weight bits that the scheme's linears have and the target's do not multiply."""
+    if not target.linears:
+        return []
+    inputs = {scheme.bits(role) for role in ("norm_out", "attention_out", "down_in")} | (
+        {16} if scheme.wide_edges else set()
+    )
+    pairs = {f"a{bits}w{scheme.weight_bits}" for bits in inputs} | {f"a{scheme.bits('head_in')}w{scheme.head_bits}"}
+    return sorted(pairs - set(target.linears))
+
+
+def check_size(target: Target, packed_bytes: int) -> None:
+    """EnvironmentFault where the packed weights alone exceed what the target's device takes at once."""
+    if target.max_bytes is not None and packed_bytes > target.max_bytes:
+        raise EnvironmentFault(
+            f"--target {target.name}: takes programs of at most {target.max_bytes} bytes, the weights alone have "
+            f"{packed_bytes}",
+            hint="use a scheme with fewer bits, or export parts of the model with --layers START:STOP",
+        )
+
+
+def _check_codes(scheme: QuantScheme, target: Target) -> None:
     """SchemeError where the scheme's 4-bit weights may have a code that the target's do not."""
     if scheme.narrow_weights or target.int4_full_range:
         return

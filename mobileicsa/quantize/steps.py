@@ -22,3 +22,10 @@ class Progress(Protocol):
     """A named step with a known number of ticks; the command line draws it."""
 
     def step(self, title: str, total: int) -> Callable[[], None]: ...
+
+
+class Quiet:
+    """Progress that shows nothing."""
+
+    def step(self, title: str, total: int) -> Callable[[], None]:
+        return lambda: None

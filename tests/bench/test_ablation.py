@@ -10,7 +10,7 @@ from benchmarks.accuracy.ablation_figure import draw
 from benchmarks.accuracy.variants import VARIANTS, Variant, changed, slug, write_recipe
 from benchmarks.tables import ablation
 from mobileicsa.core.scheme import find_scheme
-from mobileicsa.program.targets import DEFAULT_TARGET, check_codes, find_target
+from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, find_target
 from mobileicsa.quantize.recipe import codes_for, load_recipe
 
 
@@ -31,7 +31,7 @@ def test_variants_are_all_different() -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=slug)
 def test_the_target_takes_the_codes_of_every_variant(variant: Variant, tmp_path: Path) -> None:
     recipe = load_recipe(str(write_recipe(variant, tmp_path)))
-    check_codes(codes_for(find_scheme(variant.scheme), recipe), find_target(DEFAULT_TARGET))
+    check_scheme(codes_for(find_scheme(variant.scheme), recipe), find_target(DEFAULT_TARGET))
 
 
 def test_every_variant_has_the_whole_recipe_beside_it() -> None:

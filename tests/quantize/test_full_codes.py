@@ -13,7 +13,7 @@ from torch import Tensor
 from mobileicsa.core.errors import SchemeError
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme, find_scheme
-from mobileicsa.program.targets import check_codes, find_target
+from mobileicsa.program.targets import check_scheme, find_target
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.gptq_math import round_with_feedback
 from mobileicsa.quantize.packed import PROMOTED_BITS
@@ -126,8 +126,8 @@ def test_an_8_bit_scheme_with_the_code_minus_128_is_refused() -> None:
 
 def test_a_target_without_the_code_is_refused_by_name() -> None:
     full = codes_for(find_scheme("w4a8"), load_recipe("rotated", ["codes=full"]))
-    check_codes(full, find_target("host-cpu"))
-    check_codes(find_scheme("w4a8"), find_target("generic-npu"))
+    check_scheme(full, find_target("host-cpu"))
+    check_scheme(find_scheme("w4a8"), find_target("generic-npu"))
     with pytest.raises(SchemeError, match="--target generic-npu: takes 4-bit weights from -7 to 7") as caught:
-        check_codes(full, find_target("generic-npu"))
+        check_scheme(full, find_target("generic-npu"))
     assert caught.value.hint == "quantise with codes=narrow, or for host-cpu only"

@@ -1,0 +1,82 @@
+"""One program for one target: what the back ends write of a frozen model, and the facts of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mobileicsa.artifact.manifest import read_manifest
+from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
+from mobileicsa.core.plan import QuantPlan
+from mobileicsa.core.target import Target
+from mobileicsa.io.hashing import sha256_bytes, sha256_file
+from mobileicsa.io.lock import OutputLock
+from mobileicsa.io.paths import check_output
+from mobileicsa.io.staging import Staging
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.backend import ResumableBackend, find_backend
+from mobileicsa.program.delegation import delegation, of_all
+from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.slices import parse_layers, slice_layers
+from mobileicsa.program.targets import check_scheme
+from mobileicsa.quantize.steps import Progress
+
+TARGET_FILE = "target.json"  # written last: an exported folder without it is not whole
+
+
+def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:
+    """Lower a decoder with one back end; returns {"files": {name: {bytes, sha256}}, "facts": {...}}."""
+    metadata = {
+        "bos_id": plan.spec.bos_id,
+        "eos_ids": list(plan.spec.eos_ids),
+        "prefix_ids": list(plan.prefix_ids),
+        "context": target.context,
+        "scheme": plan.scheme.name,
+    }
+    back_end = find_backend(name)
+    written = back_end.write(decoder, target, folder, metadata)
+    placement = back_end.placement(folder, target)
+    facts = {**written.facts, **delegation(written.facts, placement), "placement": placement}
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in written.files
+    }
+    return {"files": files, "facts": json.loads(json.dumps(facts))}
+
+
+def export_artifact(
+    folder: Path, target: Target, output: Path, progress: Progress, *, layers: str | None = None
+) -> dict[str, Any]:
+    """Write a finished artifact's program for another target into a new folder `output`; returns its facts.
+
+    `layers` START:STOP writes a slice of the model (see `program.slices`). An interrupted export goes on where a back
+    end can.
+    """
+    check_output(output, folder, overwrite=False)
+    frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
+    if layers is not None:
+        frozen = slice_layers(frozen, parse_layers(layers, frozen.plan.spec.num_layers))
+    check_scheme(frozen.plan.scheme, target)
+    run = "export" + sha256_bytes(repr((read_manifest(folder).get("checksum"), target, layers)).encode())[:10]
+    resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
+    with OutputLock(output), Staging(output, run, resumable=resumable) as staging:
+        facts = write_target(frozen, target, staging.folder, progress)
+        staging.write_json(TARGET_FILE, target_json(target))
+        staging.commit()
+    return facts
+
+
+def write_target(frozen: FrozenModel, target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Every back end of a target, each into its sub-folder."""
+    decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
+    written = {}
+    for name in target.backends:
+        tick = progress.step(f"write {name} for {target.name}", 1)
+        written[name] = write_backend(decoder, target, name, folder / name, frozen.plan)
+        tick()
+    return {"target": target.name, **of_all({n: w["facts"] for n, w in written.items()}), "backends": written}
+
+
+def target_json(target: Target) -> dict[str, Any]:
+    return {**vars(target), "backends": list(target.backends)}

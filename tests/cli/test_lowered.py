@@ -1,0 +1,127 @@
+"""What an artifact was not exported for is lowered on demand, once; slices are compared with their own simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+from mobileicsa.artifact import exported, lowered
+from mobileicsa.core.errors import EnvironmentFault, SchemeError
+from mobileicsa.core.scheme import find_scheme
+from mobileicsa.core.target import Target
+from mobileicsa.program.targets import check_scheme, check_size
+
+INTERFACE = {"target", "delegated_share", "float_tensors", "unsupported", "estimates"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(lowered.CACHE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_slice_of_another_target_is_verified_against_its_own_simulator(
+    command: Command, artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("verify", artifact, "--backend", "onnx", "--target", "generic-npu", "--layers", "1:2", "--json")
+    result = command(*arguments)
+    assert result.code == 0
+    row = result.json["backends"]["onnx"]
+    assert (row["target"], row["layers"], row["ok"]) == ("generic-npu", "1:2", True)
+    assert row["equal_share"] >= 0.75
+    # One layer's keys and values in each of 40 calls, not two.
+    whole = command("verify", artifact, "--backend", "simulator", "--no-save", "--json").json["backends"]["simulator"]
+    assert row["integers"] == whole["integers"] // 2
+    (entry,) = (cache / "lowered").iterdir()
+    assert (entry / exported.TARGET_FILE).is_file()
+
+    def again(*given: object, **named: object) -> None:
+        raise AssertionError("lowered twice")
+
+    monkeypatch.setattr(lowered, "export_artifact", again)
+    assert command(*arguments).json["backends"]["onnx"] == row
+
+
+def test_a_slice_is_not_kept_in_the_artifacts_report(command: Command, own_artifact: Path) -> None:
+    before = (own_artifact / "report.json").read_bytes()
+    assert command("verify", own_artifact, "--backend", "simulator", "--layers", "0:1", "--json").code == 0
+    assert (own_artifact / "report.json").read_bytes() == before
+
+
+def test_eval_on_a_target_that_was_not_exported_predicts_what_its_simulator_does(
+    command: Command, artifact: Path, text: Path
+) -> None:
+    given = ("eval", "--model", artifact, "--text", text, "--window", 16, "--max-windows", 2, "--no-save", "--json")
+    found = command(*given, "--backend", "onnx", "--target", "generic-npu")
+    assert found.code == 0
+    simulated = command(*given)
+    assert found.json["perplexity"] == pytest.approx(simulated.json["perplexity"], rel=0.1)
+    assert found.json["backend"] == "onnx"
+
+
+def test_export_of_a_slice_tells_what_the_accelerator_takes(command: Command, artifact: Path, tmp_path: Path) -> None:
+    arguments = ("export", artifact, "--target", "generic-npu", "--layers", "0:1", "--output", tmp_path / "out")
+    document = command(*arguments, "--json").json
+    assert document.keys() >= INTERFACE
+    assert 0 < document["delegated_share"] <= 1
+    assert isinstance(document["float_tensors"], int)
+    whole = command("export", artifact, "--target", "generic-npu", "--output", tmp_path / "whole", "--json").json
+    sizes = [made["backends"]["onnx"]["files"]["model.onnx"]["bytes"] for made in (document, whole)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("verify", "--backend", "nosuch"), 3, "nosuch"),
+        (("verify", "--backend", "onnx", "--layers", "1:5"), 2, "0:2"),
+        (("verify", "--backend", "executorch", "--target", "generic-npu"), 3, "not by executorch"),
+        (("export", "--target", "generic-npu", "--layers", "2", "--output", "out"), 2, "START:STOP"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    command: Command, artifact: Path, arguments: tuple[str, ...], code: int, word: str
+) -> None:
+    result = command(arguments[0], artifact, *arguments[1:], "--json")
+    assert result.code == code
+    assert word in result.json["error"]["message"] + str(result.json["error"]["hint"])
+
+
+def strict(**fields: object) -> Target:
+    return Target.from_mapping({"name": "strict", "description": "", "backends": ["onnx"], **fields}, "strict")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "linears", "missing"),
+    [
+        ("w8a8", ("a8w8",), None),
+        ("w4a8", ("a8w8", "a8w4"), None),
+        ("w4a8", ("a8w8",), "a8w4"),
+        ("w4a16", ("a8w8", "a8w4"), "a16w4"),
+        ("w4a16", ("a16w8", "a16w4"), None),
+        ("w4a16", (), None),
+    ],
+)
+def test_fault_57_a_target_that_does_not_multiply_the_schemes_pairs_refuses_it(
+    scheme: str, linears: tuple[str, ...], missing: str | None
+) -> None:
+    target = strict(linears=list(linears))
+    if missing is None:
+        check_scheme(find_scheme(scheme), target)
+        return
+    with pytest.raises(SchemeError, match=missing):
+        check_scheme(find_scheme(scheme), target)
+
+
+def test_fault_58_weights_above_the_devices_ceiling_are_refused_before_heavy_work() -> None:
+    check_size(strict(max_bytes=100), 100)
+    with pytest.raises(EnvironmentFault, match=r"at most 100 bytes.*101"):
+        check_size(strict(max_bytes=100), 101)
+
+
+@pytest.mark.parametrize("fields", [{"linears": ["w4a8"]}, {"linears": ["a4w4"]}, {"sram": 3}])
+def test_a_malformed_target_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(Exception, match="strict"):
+        strict(**fields)
