@@ -1,4 +1,4 @@
-"""Tables of README.md, made from the committed results: `python -m benchmarks.tables [--check]`.
+"""Tables of README.md and docs/, made from the committed results: `python -m benchmarks.tables [--check]`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced, by nothing where there is
 no result.
@@ -16,7 +16,7 @@ from typing import Any
 from mobileicsa.artifact.layout import runtime_files
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md")
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -165,7 +165,32 @@ def ablation(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def agreement(result: dict[str, Any]) -> list[str]:
+    """Each operator's integers on each engine against the simulator's."""
+    rows: dict[str, dict[str, Any]] = result["operators"]
+    engines = list(next(iter(rows.values())))
+    reasons: list[str] = []
+    lines = [f"| operator | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {' | '.join([name, *(_agreed(row[engine], reasons) for engine in engines)])} |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return [*lines, *([""] if notes else []), *notes]
+
+
+def _agreed(found: dict[str, Any], reasons: list[str]) -> str:
+    for key, words in (("unsupported", "unsupported"), ("absent", "not run")):
+        if key in found:
+            if found[key] not in reasons:
+                reasons.append(found[key])
+            return f"{words} ({reasons.index(found[key]) + 1})"
+    if found["max_steps"] == 0:
+        return "equal"
+    most = "≤ 1 step" if found["max_steps"] == 1 else f"≤ {found['max_steps']:,} steps"
+    return f"{most}, {100 * found['equal_share']:.1f} % equal"
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "agreement": ("targets", agreement),
     "ablation": ("ablation-small-llama", ablation),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
@@ -189,13 +214,13 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    before = README.read_text(encoding="utf-8")
-    after = fill(before)
-    if "--check" in sys.argv[1:]:
-        if before != after:
-            raise SystemExit("README.md is not what benchmarks/results say: run `make docs`")
-        return
-    README.write_text(after, encoding="utf-8")
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(after, encoding="utf-8")
+        elif before != after:
+            raise SystemExit(f"{page.name} is not what benchmarks/results say: run `make docs`")
 
 
 if __name__ == "__main__":
