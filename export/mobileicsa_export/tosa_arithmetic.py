@@ -1,0 +1,164 @@
+"""Exact integer arithmetic on real tensors: INT32 sums and products with a scale kept beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.tosa_graph import Tensor, TosaGraph
+from mobileicsa_export.tosa_table import FRACTION_BITS, MAX_SPACING, split
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Function, Scale, Sum, Value
+
+# RESCALE wants |value| < 2**29 where it scales by 1, MUL's result must fit 32 bits.
+SUM_LIMIT, PRODUCT_LIMIT = 2**28, 2**30
+# Bits below the finer of two summands' steps that are kept where their grids do not fit each other.
+GUARD_BITS = 10
+
+
+class Arithmetic:
+    """Real-valued operators on `graph`. `where` names the program's operator in errors."""
+
+    def __init__(self, graph: TosaGraph) -> None:
+        self.graph = graph
+        self._sums: dict[tuple[str, int], Tensor] = {}
+
+    def as_sum(self, value: Value, where: str) -> Sum:
+        if isinstance(value, Sum):
+            return value
+        if isinstance(value, Constant):
+            codes = value.grid(where)
+            return Sum(self.graph.constant(codes, "INT32"), value.scale, int(np.abs(codes).max(initial=1)))
+        if not isinstance(value, Coded):
+            raise Unsupported(where, "reads a table's result before it is quantised")
+        key = (value.tensor.name, value.zero)
+        if key not in self._sums:
+            self._sums[key] = self.centered(value.tensor, value.zero)
+        return Sum(self._sums[key], value.scale, value.bound)
+
+    def centered(self, x: Tensor, zero: int) -> Tensor:
+        """x - zero as INT32; TOSA has zero points for 8-bit tensors only."""
+        if x.dtype == "INT8":
+            return self.graph.rescale(x, 1.0, "INT32", zero_in=zero)
+        wide = self.graph.rescale(x, 1.0, "INT32")
+        return self.shifted(wide, -zero)
+
+    def shifted(self, x: Tensor, by: int) -> Tensor:
+        if by == 0:
+            return x
+        return self.graph.binary("ADD", x, self.graph.constant(np.full((1,) * len(x.shape), by), "INT32"))
+
+    def multiply(self, a: Value, b: Value, where: str) -> Sum:
+        for value, other in ((a, b), (b, a)):
+            factor = _factor(value, where)
+            if factor is not None:
+                x = self.as_sum(other, where)
+                return replace(x, scale=x.scale * factor)
+        x, y = self.as_sum(a, where), self.as_sum(b, where)
+        bound = x.bound * y.bound
+        shift = max(0, math.ceil(math.log2(bound / PRODUCT_LIMIT)))
+        tensor = self.graph.multiply(x.tensor, y.tensor, shift)
+        return Sum(tensor, x.scale * y.scale * 2.0**shift, (bound >> shift) + 1)
+
+    def add(self, a: Value, b: Value, where: str, *, subtract: bool = False) -> Sum:
+        x, y = (self.as_sum(value, where) for value in (a, b))
+        step, total = _common_step(x, y)
+        parts = [self._at_step(part, step) for part in (x, y)]
+        name = "SUB" if subtract else "ADD"
+        return Sum(self.graph.binary(name, *parts), step, math.ceil(total / step) + 2)
+
+    def at_one_step(self, values: Sequence[Value], where: str) -> list[Sum]:
+        """Sums on one grid, to be joined."""
+        sums = [self.one_scale(self.as_sum(value, where)) for value in values]
+        largest = max(float(s.scale) * s.bound for s in sums)
+        step = max(min(float(s.scale) for s in sums) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
+        return [Sum(self._at_step(s, step), step, math.ceil(largest / step) + 1) for s in sums]
+
+    def _at_step(self, x: Sum, step: float) -> Tensor:
+        ratio = x.scale / step
+        return x.tensor if np.all(ratio == 1.0) else self.graph.rescale(x.tensor, ratio, "INT32")
+
+    def one_scale(self, x: Sum) -> Sum:
+        """A sum whose channels share a scale, as moving its axes needs."""
+        if not x.per_channel:
+            return x
+        largest = float(np.max(x.scale)) * x.bound
+        step = max(float(np.min(x.scale)) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
+        return Sum(self._at_step(x, step), step, math.ceil(largest / step) + 1)
+
+    def total(self, value: Value, axis: int, where: str) -> Sum:
+        x = self.as_sum(value, where)
+        count = x.tensor.shape[axis]
+        excess = math.ceil(math.log2(x.bound * count / PRODUCT_LIMIT))
+        if excess > 0:
+            x = Sum(self.graph.rescale(x.tensor, 2.0**-excess, "INT32"), x.scale * 2.0**excess, (x.bound >> excess) + 1)
+        return Sum(self.graph.reduce("REDUCE_SUM", x.tensor, axis), x.scale, x.bound * count)
+
+    def quantize(self, value: Value, scale: float, zero: int, dtype: str, where: str) -> Tensor:
+        if isinstance(value, Coded) and (value.scale, value.zero, value.tensor.dtype) == (scale, zero, dtype):
+            return value.tensor
+        if isinstance(value, Function):
+            return self._table(value, scale, zero, dtype)
+        x = self.as_sum(value, where)
+        return self._round(x.tensor, x.scale / scale, x.bound, zero, dtype)
+
+    def _round(self, x: Tensor, ratio: Scale, bound: int, zero: int, dtype: str) -> Tensor:
+        """saturate(round(ratio * x) + zero)."""
+        if float(np.max(ratio)) * bound >= SUM_LIMIT:
+            limit = math.floor(SUM_LIMIT / 2 / float(np.max(ratio)))
+            ends = [self.graph.constant(np.full((1,) * len(x.shape), end), "INT32") for end in (limit, -limit)]
+            x = self.graph.binary("MAXIMUM", self.graph.binary("MINIMUM", x, ends[0]), ends[1])
+        if dtype == "INT8" or zero == 0:
+            return self.graph.rescale(x, ratio, dtype, zero_out=zero)
+        return self.graph.rescale(self.shifted(self.graph.rescale(x, ratio, "INT32"), zero), 1.0, dtype)
+
+    def _table(self, value: Function, scale: float, zero: int, dtype: str) -> Tensor:
+        argument, (low_in, high_in), (low, high) = value.argument, LIMITS[value.argument.tensor.dtype], LIMITS[dtype]
+        codes = np.arange(low_in, high_in + 1, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            real = value.function((codes - argument.zero) * argument.scale) / scale + zero
+        wanted = np.clip(np.nan_to_num(real, nan=low, posinf=high, neginf=low), low, high)
+        x = argument.tensor
+        if x.dtype == dtype == "INT8":
+            return self._lookup(x, np.rint(wanted), "INT8")
+        pieces = split(wanted, 6 if dtype == "INT8" else 0)
+        if [(p.start, p.spacing) for p in pieces.pieces] == [(0, MAX_SPACING)] and x.dtype == "INT16":
+            total = self._lookup(x, pieces.pieces[0].entries, "INT32")
+        else:
+            wide = self.graph.rescale(x, 1.0, "INT32")
+            parts = []
+            for piece in pieces.pieces:
+                moved = self.shifted(wide, -low_in - piece.start - (256 << piece.spacing))
+                index = self.graph.rescale(moved, 2.0 ** (MAX_SPACING - piece.spacing), "INT16")
+                parts.append(self._lookup(index, piece.entries, "INT32"))
+            total = parts[0]
+            for part in parts[1:]:
+                total = self.graph.binary("ADD", total, part)
+        shift = FRACTION_BITS + pieces.extra_bits
+        return self.graph.rescale(self.shifted(total, pieces.offset), 2.0**-shift, dtype)
+
+    def _lookup(self, x: Tensor, entries: np.ndarray, dtype: str) -> Tensor:  # type: ignore[type-arg]
+        table = self.graph.constant(entries.astype(np.int64), x.dtype)
+        return self.graph.operator("TABLE", [x, table], x.shape, dtype)
+
+
+def _factor(value: Value, where: str) -> float | None:
+    """A positive one-element constant as a number: multiplying by it changes the scale alone."""
+    if not isinstance(value, Constant) or value.grid(where).size != 1:
+        return None
+    factor = float(value.grid(where).reshape(-1)[0]) * float(np.reshape(value.scale, -1)[0])
+    return factor if factor > 0 else None
+
+
+def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
+    """A step for the sum of two, fine but without overflow, and the largest magnitude of the result."""
+    finer = min(float(np.min(x.scale)), float(np.min(y.scale)))
+    total = float(np.max(x.scale)) * x.bound + float(np.max(y.scale)) * y.bound
+    ratio = np.concatenate([np.atleast_1d(s) / finer for s in (x.scale, y.scale)])
+    # Powers of two fit each other: nothing is lost at the finer step.
+    bits = 0 if np.all(np.frexp(ratio)[0] == 0.5) else GUARD_BITS
+    bits = min(bits, math.floor(math.log2(SUM_LIMIT * finer / total)))
+    return finer * 2.0**-bits, total

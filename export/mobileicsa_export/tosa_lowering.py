@@ -1,0 +1,298 @@
+"""A shard's exported QDQ program -> TOSA integer operators.
+
+Between two quantisations the program is real-valued; here it is integers with a scale kept at compile time, so that
+every quantisation is one RESCALE of an exact sum. Nothing real-valued is left, and no scale is made up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.tosa_arithmetic import Arithmetic
+from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
+from mobileicsa_export.tosa_moves import MOVES, destination
+from mobileicsa_export.tosa_products import Products
+from mobileicsa_export.tosa_values import Coded, Constant, Function, Integers, Sum, Value
+
+aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
+
+DTYPES = {
+    torch.bool: "BOOL",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT32",  # token ids and positions; TOSA has no wider integers
+}
+GATES = {quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default}
+DEQUANTIZE_CHANNEL = quantized.dequantize_per_channel.default
+FUNCTIONS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+    op: op
+    for op in (aten.exp.default, aten.sqrt.default, aten.reciprocal.default, aten.sigmoid.default, aten.tanh.default)
+}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted)."""
+
+    flatbuffer: bytes
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    operators: Counter[str]
+
+
+def lower(program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
+    """`inputs` and `outputs` name the program's own. Raises Unsupported, never leaves an operator out."""
+    return _Lowering(program).run(inputs, outputs)
+
+
+class _Lowering:
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = TosaGraph()
+        self.arithmetic = Arithmetic(self.graph)
+        self.products = Products(self.arithmetic)
+        self.values: dict[fx.Node, Value] = {}
+        self.operators: Counter[str] = Counter()
+        self.handlers: dict[Any, Callable[[fx.Node], Value]] = {
+            aten.add.Tensor: self._sum,
+            aten.sub.Tensor: self._sum,
+            aten.mul.Tensor: self._product,
+            aten.sum.dim_IntList: self._total,
+            aten.amax.default: self._largest,
+            aten.linear.default: self._linear,
+            aten.matmul.default: self._matmul,
+            aten.cat.default: self._concatenate,
+            aten.embedding.default: self._gather,
+            aten.gelu.default: self._gelu,
+            aten.lt.Tensor: self._less,
+            aten.where.self: self._select,
+            aten.clamp.default: self._clamp,
+            aten.to.dtype: self._cast,
+            getattr(aten, "__and__").Tensor: self._both,
+            aten.logical_and.default: self._both,
+            **dict.fromkeys(FUNCTIONS, self._function),
+            **dict.fromkeys(MOVES, self._move),
+        }
+
+    def run(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
+        tensors = self._placeholders(inputs)
+        results: list[Tensor] = []
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and node.target is not aten._assert_tensor_metadata.default:
+                self.values[node] = self._value(node)
+            elif node.op == "output":
+                results = [self._stored(argument) for argument in node.args[0]]
+        for tensor in results:
+            self.graph.output(tensor)
+        assert len(results) == len(outputs)
+        return Lowered(self.graph.bytes(), tensors, tuple(results), self.operators)
+
+    def _placeholders(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+        made: list[Tensor] = []
+        nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        for node, spec in zip(nodes, self.program.graph_signature.input_specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                value = node.meta["val"]
+                tensor = self.graph.input(names[len(made)], value.shape, DTYPES[value.dtype])
+                made.append(tensor)
+                self.values[node] = Integers(tensor)
+            elif node.users:
+                found = self.program.state_dict.get(spec.target)
+                self.values[node] = Constant(self.program.constants[spec.target] if found is None else found)
+        return tuple(made)
+
+    def _value(self, node: fx.Node) -> Value:
+        if node.target is DEQUANTIZE_CHANNEL:
+            return self._channels(node)
+        if node.target in GATES:
+            return self._gate(node)
+        arguments = [self.values.get(n) for n in node.all_input_nodes]
+        if all(isinstance(v, Constant) and v.codes is None for v in arguments):
+            return Constant(self._evaluated(node))
+        name = str(node.target).removeprefix("aten.")
+        handler = self.handlers.get(node.target)
+        if handler is None:
+            raise Unsupported(name, "the TOSA back end has no integer form of it")
+        if len(node.meta["val"].shape) > MAX_RANK:
+            raise Unsupported(name, f"has more than {MAX_RANK} dimensions")
+        self.operators[name] += 1
+        return handler(node)
+
+    def _evaluated(self, node: fx.Node) -> torch.Tensor:
+        def real(n: fx.Node) -> torch.Tensor | None:
+            value = self.values[n]
+            assert isinstance(value, Constant)
+            return value.value
+
+        with torch.no_grad():
+            found: torch.Tensor = node.target(*fx.map_arg(node.args, real), **node.kwargs)  # type: ignore[operator]
+        return found
+
+    def _gate(self, node: fx.Node) -> Value:
+        source, scale, zero, *_, dtype = node.args
+        value = self.values[source]  # type: ignore[index]
+        stores = node.target is quantized.quantize_per_tensor.default
+        if isinstance(value, Constant) and value.codes is None:
+            if stores:
+                return Constant(self._evaluated(node))
+            assert value.value is not None
+            return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)  # type: ignore[arg-type]
+        if stores:
+            name = DTYPES[dtype]  # type: ignore[index]
+            return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))  # type: ignore[arg-type]
+        return Coded(self._stored(source), scale, zero)  # type: ignore[arg-type]
+
+    def _channels(self, node: fx.Node) -> Constant:
+        codes, scale, zero, axis, low, high, *_ = node.args
+        value, scales, zeros = (self.values[n].value for n in (codes, scale, zero))  # type: ignore[union-attr,index]
+        if value is None or scales is None or zeros is None or axis != 0 or bool(zeros.any()):
+            raise Unsupported(node.name, "a weight is not a symmetric constant with one scale per output channel")
+        bits = (int(high) - int(low)).bit_length()  # type: ignore[arg-type]
+        return Constant(None, value.numpy().astype(np.int64), scales.numpy().astype(np.float64), bits)
+
+    def _stored(self, node: Any) -> Tensor:
+        """The integer tensor of a node; a constant becomes one."""
+        value = self.values[node]
+        if isinstance(value, Constant) and value.value is not None and not value.value.is_floating_point():
+            return self.graph.constant(value.value.numpy(), DTYPES[value.value.dtype])
+        if not isinstance(value, Integers):
+            raise Unsupported(node.name, "a real-valued tensor is used as integers")
+        return value.tensor
+
+    def _whole(self, *nodes: Any) -> bool:
+        """Whether an operator works on the program's own integers."""
+        return any(isinstance(self.values[node], Integers) for node in nodes)
+
+    def _sum(self, node: fx.Node) -> Value:
+        a, b = node.args
+        subtract = node.target is aten.sub.Tensor
+        if self._whole(a, b):
+            name = "SUB" if subtract else "ADD"
+            return Integers(self.graph.binary(name, self._stored(a), self._stored(b)))
+        return self.arithmetic.add(self.values[a], self.values[b], node.name, subtract=subtract)  # type: ignore[index]
+
+    def _product(self, node: fx.Node) -> Value:
+        a, b = (self.values[n] for n in node.args)  # type: ignore[index]
+        return self.arithmetic.multiply(a, b, node.name)
+
+    def _total(self, node: fx.Node) -> Value:
+        x, (axis,), keep = node.args  # type: ignore[misc]
+        assert keep
+        return self.arithmetic.total(self.values[x], axis % len(x.meta["val"].shape), node.name)  # type: ignore[index,union-attr]
+
+    def _largest(self, node: fx.Node) -> Value:
+        x, (axis,), keep = node.args  # type: ignore[misc]
+        value = self.values[x]  # type: ignore[index]
+        if not isinstance(value, Coded) or not keep:
+            raise Unsupported(node.name, "the largest of a tensor that is not quantised")
+        axis %= len(value.tensor.shape)
+        return replace(value, tensor=self.graph.reduce("REDUCE_MAX", value.tensor, axis))
+
+    def _linear(self, node: fx.Node) -> Value:
+        x, weight, *more = (self.values[n] for n in node.args)  # type: ignore[index]
+        bias = more[0] if more else None
+        assert isinstance(weight, Constant)
+        assert bias is None or isinstance(bias, Constant)
+        return self.products.linear(x, weight, bias, node.name)
+
+    def _matmul(self, node: fx.Node) -> Value:
+        a, b = (self.values[n] for n in node.args)  # type: ignore[index]
+        return self.products.matmul(a, b, node.name)
+
+    def _function(self, node: fx.Node) -> Value:
+        return self._tabulated(node, FUNCTIONS[node.target])
+
+    def _gelu(self, node: fx.Node) -> Value:
+        form = str(node.kwargs.get("approximate", "none"))
+        return self._tabulated(node, lambda x: torch.nn.functional.gelu(x, approximate=form))
+
+    def _tabulated(self, node: fx.Node, function: Callable[[torch.Tensor], torch.Tensor]) -> Function:
+        value = self.values[node.args[0]]  # type: ignore[index]
+        if not isinstance(value, Coded):
+            raise Unsupported(node.name, "the argument of a table is not quantised")
+        return Function(value, lambda x: function(torch.from_numpy(x)).numpy())
+
+    def _move(self, node: fx.Node) -> Value:
+        value = self.values[node.args[0]]  # type: ignore[index]
+        if isinstance(value, Sum):
+            found = destination(node)
+            if found is None:
+                value = self.arithmetic.one_scale(value)
+            else:
+                # Rounding before or after moving is the same; before, a channel is still the last axis.
+                scale, zero, dtype = found
+                value = Coded(self.arithmetic.quantize(value, scale, zero, DTYPES[dtype], node.name), scale, zero)
+        if isinstance(value, Function):
+            raise Unsupported(node.name, "moves a table's result before it is quantised")
+        if isinstance(value, Constant):
+            if value.value is None:
+                raise Unsupported(node.name, "moves a constant's axes after it is dequantised")
+            value = Integers(self._stored(node.args[0]))
+        return replace(value, tensor=MOVES[node.target](self.graph, value.tensor, node))
+
+    def _concatenate(self, node: fx.Node) -> Value:
+        parts, axis = node.args[0], int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+        axis %= len(node.meta["val"].shape)
+        if self._whole(*parts):  # type: ignore[misc]
+            return Integers(self.graph.concatenate([self._stored(p) for p in parts], axis))  # type: ignore[union-attr]
+        values = [self.values[p] for p in parts]  # type: ignore[union-attr]
+        first = values[0]
+        if isinstance(first, Coded) and all(isinstance(v, Coded) and _same_grid(v, first) for v in values):
+            return replace(first, tensor=self.graph.concatenate([v.tensor for v in values], axis))  # type: ignore[union-attr]
+        sums = self.arithmetic.at_one_step(values, node.name)
+        tensor = self.graph.concatenate([s.tensor for s in sums], axis)
+        return Sum(tensor, sums[0].scale, max(s.bound for s in sums))
+
+    def _gather(self, node: fx.Node) -> Value:
+        table, index = (self._stored(n) for n in node.args[:2])
+        size = int(np.prod(index.shape))
+        values = self.graph.reshape(table, (1, *table.shape))
+        rows = self.graph.operator(
+            "GATHER", [values, self.graph.reshape(index, (1, size))], (1, size, table.shape[1]), table.dtype
+        )
+        return Integers(self.graph.reshape(rows, node.meta["val"].shape))
+
+    def _less(self, node: fx.Node) -> Value:
+        a, b = (self._stored(n) for n in node.args)
+        return Integers(self.graph.binary("GREATER", b, a, "BOOL"))
+
+    def _both(self, node: fx.Node) -> Value:
+        a, b = (self._stored(n) for n in node.args)
+        return Integers(self.graph.binary("LOGICAL_AND", a, b, "BOOL"))
+
+    def _select(self, node: fx.Node) -> Value:
+        condition, *choices = (self._stored(n) for n in node.args)
+        rank = len(condition.shape)
+        choices = [self.graph.reshape(c, (1,) * (rank - len(c.shape)) + c.shape) for c in choices]
+        return Integers(
+            self.graph.operator("SELECT", [condition, *choices], tuple(node.meta["val"].shape), choices[0].dtype)
+        )
+
+    def _clamp(self, node: fx.Node) -> Value:
+        x = self._stored(node.args[0])
+        limits = dict(zip(("MAXIMUM", "MINIMUM"), (*node.args[1:], None)[:2], strict=True))
+        for name, limit in limits.items():
+            if limit is not None:
+                x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), limit), x.dtype))
+        return Integers(x)
+
+    def _cast(self, node: fx.Node) -> Value:
+        x, dtype = self._stored(node.args[0]), DTYPES[node.args[1]]  # type: ignore[index]
+        return Integers(x if x.dtype == dtype else self.graph.operator("CAST", [x], x.shape, dtype))
+
+
+def _same_grid(a: Coded, b: Coded) -> bool:
+    return (a.scale, a.zero, a.tensor.dtype) == (b.scale, b.zero, b.tensor.dtype)
