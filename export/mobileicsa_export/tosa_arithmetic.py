@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
 from mobileicsa_export.tosa_table import FRACTION_BITS, MAX_SPACING, split
-from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Function, Scale, Sum, Value
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Scale, Sum, Value
 
 # RESCALE wants |value| < 2**29 where it scales by 1, MUL's result must fit 32 bits.
 SUM_LIMIT, PRODUCT_LIMIT = 2**28, 2**30
 # Bits below the finer of two summands' steps that are kept where their grids do not fit each other.
 GUARD_BITS = 10
+# Grids that fit each other so well that one value in so many is a tie.
+MAX_TIE_DISTANCE = 2**12
+# Tensors up to this size look their codes up one by one in a table of all; it is exact.
+MAX_GATHERED = 4096
 
 
 class Arithmetic:
@@ -100,38 +106,58 @@ class Arithmetic:
     def quantize(self, value: Value, scale: float, zero: int, dtype: str, where: str) -> Tensor:
         if isinstance(value, Coded) and (value.scale, value.zero, value.tensor.dtype) == (scale, zero, dtype):
             return value.tensor
-        if isinstance(value, Function):
-            return self._table(value, scale, zero, dtype)
         x = self.as_sum(value, where)
-        return self._round(x.tensor, x.scale / scale, x.bound, zero, dtype)
-
-    def _round(self, x: Tensor, ratio: Scale, bound: int, zero: int, dtype: str) -> Tensor:
-        """saturate(round(ratio * x) + zero)."""
-        if float(np.max(ratio)) * bound >= SUM_LIMIT:
-            limit = math.floor(SUM_LIMIT / 2 / float(np.max(ratio)))
-            ends = [self.graph.constant(np.full((1,) * len(x.shape), end), "INT32") for end in (limit, -limit)]
-            x = self.graph.binary("MAXIMUM", self.graph.binary("MINIMUM", x, ends[0]), ends[1])
+        ratio, tensor = x.scale / scale, x.tensor
+        if float(np.max(ratio)) * x.bound >= SUM_LIMIT:
+            tensor = self._limited(tensor, math.floor(SUM_LIMIT / 2 / float(np.max(ratio))))
+        ties = None if isinstance(x.scale, np.ndarray) else common_ties(x.scale, scale, x.bound)
+        if ties is not None:
+            tensor, ratio = self._ties_to_even(tensor, ties)
         if dtype == "INT8" or zero == 0:
-            return self.graph.rescale(x, ratio, dtype, zero_out=zero)
-        return self.graph.rescale(self.shifted(self.graph.rescale(x, ratio, "INT32"), zero), 1.0, dtype)
+            return self.graph.rescale(tensor, ratio, dtype, zero_out=zero)
+        return self.graph.rescale(self.shifted(self.graph.rescale(tensor, ratio, "INT32"), zero), 1.0, dtype)
 
-    def _table(self, value: Function, scale: float, zero: int, dtype: str) -> Tensor:
-        argument, (low_in, high_in), (low, high) = value.argument, LIMITS[value.argument.tensor.dtype], LIMITS[dtype]
-        codes = np.arange(low_in, high_in + 1, dtype=np.float64)
-        with np.errstate(all="ignore"):
-            real = value.function((codes - argument.zero) * argument.scale) / scale + zero
-        wanted = np.clip(np.nan_to_num(real, nan=low, posinf=high, neginf=low), low, high)
-        x = argument.tensor
+    def _limited(self, x: Tensor, limit: int) -> Tensor:
+        for name, end in (("MINIMUM", limit), ("MAXIMUM", -limit)):
+            x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), end), "INT32"))
+        return x
+
+    def _ties_to_even(self, x: Tensor, ratio: Fraction) -> tuple[Tensor, float]:
+        """A tensor and scale for RESCALE, which rounds ties up: a hair lower where that would give an odd number.
+
+        Multiplier and shift hold a power of two exactly. For other ratios a tie is first moved a hair up.
+        """
+
+        def number(value: int) -> Tensor:
+            return self.graph.constant(np.full((1,) * len(x.shape), value), "INT32")
+
+        exact = ratio.denominator & (ratio.denominator - 1) == 0
+        times = ratio.numerator * (1 if exact else 2)
+        scale = ratio.numerator / ratio.denominator / times
+        if times != 1:
+            x = self.graph.multiply(x, number(times), 0)
+        if not exact:
+            x = self.shifted(x, 1)
+        odd = self.graph.binary("BITWISE_AND", self.graph.rescale(x, scale, "INT32"), number(1))
+        lower = odd if exact else self.graph.binary("ADD", odd, odd)
+        return self.graph.binary("SUB", x, lower), scale
+
+    def table(self, x: Tensor, codes: NDArray[np.int64], exact: NDArray[np.float64], dtype: str) -> Tensor:
+        """codes[i] for the i-th lowest code of `x`; within a step of `exact` for large 16-bit tensors."""
+        low = LIMITS[x.dtype][0]
         if x.dtype == dtype == "INT8":
-            return self._lookup(x, np.rint(wanted), "INT8")
-        pieces = split(wanted, 6 if dtype == "INT8" else 0)
+            return self._lookup(x, codes, "INT8")
+        wide = self.graph.rescale(x, 1.0, "INT32")
+        if math.prod(x.shape) <= MAX_GATHERED:
+            rows = self.graph.gather(codes[:, None], self.shifted(wide, -low), dtype)
+            return self.graph.reshape(rows, x.shape)
+        pieces = split(exact, 6 if dtype == "INT8" else 0)
         if [(p.start, p.spacing) for p in pieces.pieces] == [(0, MAX_SPACING)] and x.dtype == "INT16":
             total = self._lookup(x, pieces.pieces[0].entries, "INT32")
         else:
-            wide = self.graph.rescale(x, 1.0, "INT32")
             parts = []
             for piece in pieces.pieces:
-                moved = self.shifted(wide, -low_in - piece.start - (256 << piece.spacing))
+                moved = self.shifted(wide, -low - piece.start - (256 << piece.spacing))
                 index = self.graph.rescale(moved, 2.0 ** (MAX_SPACING - piece.spacing), "INT16")
                 parts.append(self._lookup(index, piece.entries, "INT32"))
             total = parts[0]
@@ -162,3 +188,13 @@ def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
     bits = 0 if np.all(np.frexp(ratio)[0] == 0.5) else GUARD_BITS
     bits = min(bits, math.floor(math.log2(SUM_LIMIT * finer / total)))
     return finer * 2.0**-bits, total
+
+
+def common_ties(scale: float, out: float, bound: int) -> Fraction | None:
+    """scale / out where integers times it are often halfway between two, and the program rounds those to even."""
+    ratio = Fraction(float(scale)) / Fraction(out)
+    if ratio.denominator % 2 or ratio.denominator > MAX_TIE_DISTANCE or 2 * ratio.numerator * bound > PRODUCT_LIMIT:
+        return None
+    # The program multiplies by the inverse in float32: a tie stays one if that is this close.
+    inverse = Fraction(float(np.float32(1.0 / out)))
+    return ratio if abs(inverse * Fraction(out) - 1) < Fraction(1, 2**25) else None

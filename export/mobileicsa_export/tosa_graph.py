@@ -110,7 +110,11 @@ class TosaGraph:
         rank = max(len(a.shape), len(b.shape))
         a, b = (self.reshape(x, (1,) * (rank - len(x.shape)) + x.shape) for x in (a, b))
         shape = np.broadcast_shapes(a.shape, b.shape)
-        attributes = {"MAXIMUM": self._ignore_nan, "MINIMUM": self._ignore_nan}.get(name, dict)()
+        attributes = {
+            "MAXIMUM": self._ignore_nan,
+            "MINIMUM": self._ignore_nan,
+            "ARITHMETIC_RIGHT_SHIFT": lambda: {"round": False},
+        }.get(name, dict)()
         return self.operator(name, [a, b], shape, dtype or a.dtype, **attributes)
 
     def _ignore_nan(self) -> dict[str, Any]:
@@ -123,13 +127,26 @@ class TosaGraph:
         shape = np.broadcast_shapes(a.shape, b.shape)
         return self.operator("MUL", [a, b, self.constant([shift], "INT8")], shape, "INT32")
 
+    def gather(self, table: NDArray[Any] | Tensor, index: Tensor, dtype: str) -> Tensor:
+        """Rows (..., C) of `table` (K, C) at `index` (...), INT32."""
+        rows = table if isinstance(table, Tensor) else self.constant(table, dtype)
+        size, width = int(np.prod(index.shape)), rows.shape[1]
+        inputs = [self.reshape(rows, (1, *rows.shape)), self.reshape(index, (1, size))]
+        return self.operator("GATHER", inputs, (1, size, width), dtype)
+
     def reduce(self, name: str, x: Tensor, axis: int) -> Tensor:
         shape = [1 if i == axis else size for i, size in enumerate(x.shape)]
         more = self._ignore_nan() if name == "REDUCE_MAX" else {}
         return self.operator(name, [x], shape, x.dtype, axis=axis, **more)
 
     def rescale(
-        self, x: Tensor, scale: float | NDArray[np.float64], dtype: str, *, zero_in: int = 0, zero_out: int = 0
+        self,
+        x: Tensor,
+        scale: float | NDArray[np.float64],
+        dtype: str,
+        *,
+        zero_in: int = 0,
+        zero_out: int = 0,
     ) -> Tensor:
         """round(scale * (x - zero_in)) + zero_out, ties up, saturated; one scale, or one per index of the last axis."""
         pairs = [fixed_point(float(s)) for s in np.atleast_1d(scale)]

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_arithmetic import Arithmetic
+from mobileicsa_export.tosa_chains import DEQUANTIZE, FUNCTIONS, QUANTIZE, Chain, find_chains
 from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
 from mobileicsa_export.tosa_moves import MOVES, destination
 from mobileicsa_export.tosa_products import Products
-from mobileicsa_export.tosa_values import Coded, Constant, Function, Integers, Sum, Value
+from mobileicsa_export.tosa_values import Coded, Constant, Integers, Sum, Value
 
 aten = torch.ops.aten
-quantized = torch.ops.quantized_decomposed
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -35,12 +34,9 @@ DTYPES = {
     torch.int32: "INT32",
     torch.int64: "INT32",  # token ids and positions; TOSA has no wider integers
 }
-GATES = {quantized.quantize_per_tensor.default, quantized.dequantize_per_tensor.default}
-DEQUANTIZE_CHANNEL = quantized.dequantize_per_channel.default
-FUNCTIONS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
-    op: op
-    for op in (aten.exp.default, aten.sqrt.default, aten.reciprocal.default, aten.sigmoid.default, aten.tanh.default)
-}
+GATES = (QUANTIZE, DEQUANTIZE)
+DEQUANTIZE_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
+NOTHING = (aten._assert_tensor_metadata.default,)
 
 
 @dataclass(frozen=True)
@@ -76,29 +72,58 @@ class _Lowering:
             aten.matmul.default: self._matmul,
             aten.cat.default: self._concatenate,
             aten.embedding.default: self._gather,
-            aten.gelu.default: self._gelu,
             aten.lt.Tensor: self._less,
             aten.where.self: self._select,
             aten.clamp.default: self._clamp,
             aten.to.dtype: self._cast,
             getattr(aten, "__and__").Tensor: self._both,
             aten.logical_and.default: self._both,
-            **dict.fromkeys(FUNCTIONS, self._function),
             **dict.fromkeys(MOVES, self._move),
         }
 
     def run(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
         tensors = self._placeholders(inputs)
-        results: list[Tensor] = []
-        for node in self.program.graph.nodes:
-            if node.op == "call_function" and node.target is not aten._assert_tensor_metadata.default:
+        nodes = self.program.graph.nodes
+        self.numbers = self._one_element_constants()
+        self.chains = find_chains(self.program.graph, self.numbers)
+        needed = self._needed()
+        for node in nodes:
+            if node in needed and node.op == "call_function":
                 self.values[node] = self._value(node)
-            elif node.op == "output":
-                results = [self._stored(argument) for argument in node.args[0]]
+        results = [self._stored(argument) for argument in self.program.graph.output_node().args[0]]  # type: ignore[union-attr]
         for tensor in results:
             self.graph.output(tensor)
         assert len(results) == len(outputs)
-        return Lowered(self.graph.bytes(), tensors, tuple(results), self.operators)
+        counted = Counter(_name(n) for n in nodes if n.op == "call_function" and self._computes(n))
+        return Lowered(self.graph.bytes(), tensors, tuple(results), counted)
+
+    def _computes(self, node: fx.Node) -> bool:
+        """Neither a conversion nor arithmetic on constants."""
+        gates = (*GATES, DEQUANTIZE_CHANNEL, *NOTHING)
+        return node.target not in gates and node not in self.numbers
+
+    def _one_element_constants(self) -> dict[fx.Node, float]:
+        """Nodes whose value is one number, whatever the inputs."""
+        small: dict[fx.Node, torch.Tensor] = {}
+        for node in self.program.graph.nodes:
+            value = self.values.get(node)
+            if isinstance(value, Constant) and value.value is not None and value.value.numel() == 1:
+                small[node] = value.value
+            elif node.op == "call_function" and node.all_input_nodes and all(n in small for n in node.all_input_nodes):
+                small[node] = node.target(*fx.map_arg(node.args, small.get), **node.kwargs)
+        return {node: float(value) for node, value in small.items() if value is not None}
+
+    def _needed(self) -> set[fx.Node]:
+        """What the outputs depend on, the inner operators of tables left out."""
+        needed: set[fx.Node] = set()
+        waiting = list(self.program.graph.output_node().all_input_nodes)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                chain = self.chains.get(node)
+                waiting.extend(node.all_input_nodes if chain is None else [chain.source])
+        return needed
 
     def _placeholders(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
         made: list[Tensor] = []
@@ -117,18 +142,18 @@ class _Lowering:
     def _value(self, node: fx.Node) -> Value:
         if node.target is DEQUANTIZE_CHANNEL:
             return self._channels(node)
+        if node in self.chains:
+            return self._table(node, self.chains[node])
         if node.target in GATES:
             return self._gate(node)
         arguments = [self.values.get(n) for n in node.all_input_nodes]
         if all(isinstance(v, Constant) and v.codes is None for v in arguments):
             return Constant(self._evaluated(node))
-        name = str(node.target).removeprefix("aten.")
         handler = self.handlers.get(node.target)
         if handler is None:
-            raise Unsupported(name, "the TOSA back end has no integer form of it")
+            raise Unsupported(_name(node), "the TOSA back end has no integer form of it")
         if len(node.meta["val"].shape) > MAX_RANK:
-            raise Unsupported(name, f"has more than {MAX_RANK} dimensions")
-        self.operators[name] += 1
+            raise Unsupported(_name(node), f"has more than {MAX_RANK} dimensions")
         return handler(node)
 
     def _evaluated(self, node: fx.Node) -> torch.Tensor:
@@ -144,7 +169,7 @@ class _Lowering:
     def _gate(self, node: fx.Node) -> Value:
         source, scale, zero, *_, dtype = node.args
         value = self.values[source]  # type: ignore[index]
-        stores = node.target is quantized.quantize_per_tensor.default
+        stores = node.target is QUANTIZE
         if isinstance(value, Constant) and value.codes is None:
             if stores:
                 return Constant(self._evaluated(node))
@@ -212,18 +237,9 @@ class _Lowering:
         a, b = (self.values[n] for n in node.args)  # type: ignore[index]
         return self.products.matmul(a, b, node.name)
 
-    def _function(self, node: fx.Node) -> Value:
-        return self._tabulated(node, FUNCTIONS[node.target])
-
-    def _gelu(self, node: fx.Node) -> Value:
-        form = str(node.kwargs.get("approximate", "none"))
-        return self._tabulated(node, lambda x: torch.nn.functional.gelu(x, approximate=form))
-
-    def _tabulated(self, node: fx.Node, function: Callable[[torch.Tensor], torch.Tensor]) -> Function:
-        value = self.values[node.args[0]]  # type: ignore[index]
-        if not isinstance(value, Coded):
-            raise Unsupported(node.name, "the argument of a table is not quantised")
-        return Function(value, lambda x: function(torch.from_numpy(x)).numpy())
+    def _table(self, node: fx.Node, chain: Chain) -> Integers:
+        codes, exact = chain.table(self.numbers)
+        return Integers(self.arithmetic.table(self._stored(chain.source), codes, exact, DTYPES[node.args[5]]))  # type: ignore[index]
 
     def _move(self, node: fx.Node) -> Value:
         value = self.values[node.args[0]]  # type: ignore[index]
@@ -235,8 +251,6 @@ class _Lowering:
                 # Rounding before or after moving is the same; before, a channel is still the last axis.
                 scale, zero, dtype = found
                 value = Coded(self.arithmetic.quantize(value, scale, zero, DTYPES[dtype], node.name), scale, zero)
-        if isinstance(value, Function):
-            raise Unsupported(node.name, "moves a table's result before it is quantised")
         if isinstance(value, Constant):
             if value.value is None:
                 raise Unsupported(node.name, "moves a constant's axes after it is dequantised")
@@ -258,11 +272,7 @@ class _Lowering:
 
     def _gather(self, node: fx.Node) -> Value:
         table, index = (self._stored(n) for n in node.args[:2])
-        size = int(np.prod(index.shape))
-        values = self.graph.reshape(table, (1, *table.shape))
-        rows = self.graph.operator(
-            "GATHER", [values, self.graph.reshape(index, (1, size))], (1, size, table.shape[1]), table.dtype
-        )
+        rows = self.graph.gather(table, index, table.dtype)
         return Integers(self.graph.reshape(rows, node.meta["val"].shape))
 
     def _less(self, node: fx.Node) -> Value:
@@ -296,3 +306,7 @@ class _Lowering:
 
 def _same_grid(a: Coded, b: Coded) -> bool:
     return (a.scale, a.zero, a.tensor.dtype) == (b.scale, b.zero, b.tensor.dtype)
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.")

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 
+from mobileicsa_export.tosa_chains import QUANTIZE
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
 
 aten = torch.ops.aten
-QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 Move = Callable[[TosaGraph, Tensor, fx.Node], Tensor]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +52,6 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Function:
-    """function(argument), which becomes a table once its result is quantised."""
-
-    argument: Coded
-    function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
 class Constant:
     """A tensor known now; `codes` and `scale` (one, or one per row of axis 0) if it is real, on a grid."""
 
@@ -76,4 +67,4 @@ class Constant:
         return self.codes
 
 
-Value = Integers | Coded | Sum | Function | Constant
+Value = Integers | Coded | Sum | Constant
