@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
-from mobileicsa_export.tosa_table import FRACTION_BITS, MAX_SPACING, split
 from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Scale, Sum, Value
 
-# RESCALE wants |value| < 2**29 where it scales by 1, MUL's result must fit 32 bits.
-SUM_LIMIT, PRODUCT_LIMIT = 2**28, 2**30
+# RESCALE makes numbers below 2**29, MUL's result must fit 32 bits.
+SUM_LIMIT, PRODUCT_LIMIT = 2**29 - 1, 2**31 - 1
 # Bits below the finer of two summands' steps that are kept where their grids do not fit each other.
 GUARD_BITS = 10
-# Grids that fit each other so well that one value in so many is a tie.
-MAX_TIE_DISTANCE = 2**12
-# Tensors up to this size look their codes up one by one in a table of all; it is exact.
-MAX_GATHERED = 4096
+# Grids that fit each other so well that one value in so many is a tie; squares meet theirs far more often.
+MAX_TIE_DISTANCE = 2**16
 
 
 class Arithmetic:
@@ -107,6 +104,13 @@ class Arithmetic:
         if isinstance(value, Coded) and (value.scale, value.zero, value.tensor.dtype) == (scale, zero, dtype):
             return value.tensor
         x = self.as_sum(value, where)
+        made = self._round(x, scale, zero, dtype)
+        reach = math.ceil(x.bound * float(np.max(x.scale)) / scale) + 1
+        low, high = LIMITS[dtype]
+        return replace(made, limits=(max(low, zero - reach), min(high, zero + reach)))
+
+    def _round(self, x: Sum, scale: float, zero: int, dtype: str) -> Tensor:
+        """saturate(round(x / scale) + zero)."""
         ratio, tensor = x.scale / scale, x.tensor
         if float(np.max(ratio)) * x.bound >= SUM_LIMIT:
             tensor = self._limited(tensor, math.floor(SUM_LIMIT / 2 / float(np.max(ratio))))
@@ -131,8 +135,7 @@ class Arithmetic:
         def number(value: int) -> Tensor:
             return self.graph.constant(np.full((1,) * len(x.shape), value), "INT32")
 
-        exact = ratio.denominator & (ratio.denominator - 1) == 0
-        times = ratio.numerator * (1 if exact else 2)
+        times, exact = _tie_factor(ratio)
         scale = ratio.numerator / ratio.denominator / times
         if times != 1:
             x = self.graph.multiply(x, number(times), 0)
@@ -142,33 +145,18 @@ class Arithmetic:
         lower = odd if exact else self.graph.binary("ADD", odd, odd)
         return self.graph.binary("SUB", x, lower), scale
 
-    def table(self, x: Tensor, codes: NDArray[np.int64], exact: NDArray[np.float64], dtype: str) -> Tensor:
-        """codes[i] for the i-th lowest code of `x`; within a step of `exact` for large 16-bit tensors."""
-        low = LIMITS[x.dtype][0]
-        if x.dtype == dtype == "INT8":
-            return self._lookup(x, codes, "INT8")
-        wide = self.graph.rescale(x, 1.0, "INT32")
-        if math.prod(x.shape) <= MAX_GATHERED:
-            rows = self.graph.gather(codes[:, None], self.shifted(wide, -low), dtype)
-            return self.graph.reshape(rows, x.shape)
-        pieces = split(exact, 6 if dtype == "INT8" else 0)
-        if [(p.start, p.spacing) for p in pieces.pieces] == [(0, MAX_SPACING)] and x.dtype == "INT16":
-            total = self._lookup(x, pieces.pieces[0].entries, "INT32")
-        else:
-            parts = []
-            for piece in pieces.pieces:
-                moved = self.shifted(wide, -low - piece.start - (256 << piece.spacing))
-                index = self.graph.rescale(moved, 2.0 ** (MAX_SPACING - piece.spacing), "INT16")
-                parts.append(self._lookup(index, piece.entries, "INT32"))
-            total = parts[0]
-            for part in parts[1:]:
-                total = self.graph.binary("ADD", total, part)
-        shift = FRACTION_BITS + pieces.extra_bits
-        return self.graph.rescale(self.shifted(total, pieces.offset), 2.0**-shift, dtype)
+    def table(self, x: Tensor, codes: NDArray[np.int64], dtype: str) -> Tensor:
+        """codes[i] for the i-th lowest code of `x`.
 
-    def _lookup(self, x: Tensor, entries: np.ndarray, dtype: str) -> Tensor:  # type: ignore[type-arg]
-        table = self.graph.constant(entries.astype(np.int64), x.dtype)
-        return self.graph.operator("TABLE", [x, table], x.shape, dtype)
+        A 16-bit TABLE interpolates between entries 128 codes apart, far too coarse for a reciprocal or a root near
+        zero; a GATHER has an entry for each code.
+        """
+        if x.dtype == dtype == "INT8":
+            made = self.graph.operator("TABLE", [x, self.graph.constant(codes, "INT8")], x.shape, "INT8")
+        else:
+            index = self.shifted(self.graph.rescale(x, 1.0, "INT32"), -LIMITS[x.dtype][0])
+            made = self.graph.reshape(self.graph.gather(codes[:, None], index, dtype), x.shape)
+        return replace(made, limits=(int(codes.min()), int(codes.max())))
 
 
 def _factor(value: Value, where: str) -> float | None:
@@ -193,8 +181,15 @@ def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
 def common_ties(scale: float, out: float, bound: int) -> Fraction | None:
     """scale / out where integers times it are often halfway between two, and the program rounds those to even."""
     ratio = Fraction(float(scale)) / Fraction(out)
-    if ratio.denominator % 2 or ratio.denominator > MAX_TIE_DISTANCE or 2 * ratio.numerator * bound > PRODUCT_LIMIT:
+    fits = _tie_factor(ratio)[0] * bound <= PRODUCT_LIMIT
+    if ratio.denominator % 2 or ratio.denominator > MAX_TIE_DISTANCE or not fits:
         return None
     # The program multiplies by the inverse in float32: a tie stays one if that is this close.
     inverse = Fraction(float(np.float32(1.0 / out)))
     return ratio if abs(inverse * Fraction(out) - 1) < Fraction(1, 2**25) else None
+
+
+def _tie_factor(ratio: Fraction) -> tuple[int, bool]:
+    """What a tensor is multiplied by before its ties are found, and whether the rest is a power of two."""
+    exact = ratio.denominator & (ratio.denominator - 1) == 0
+    return ratio.numerator * (1 if exact else 2), exact

@@ -41,11 +41,8 @@ class Chain:
     source: fx.Node
     steps: tuple[fx.Node, ...]
 
-    def table(self, numbers: Mapping[fx.Node, float]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """What each code of the source becomes, lowest code first, and the same before its last rounding.
-
-        Computed as the simulator computes it: float64, rounded in float32.
-        """
+    def table(self, numbers: Mapping[fx.Node, float]) -> NDArray[np.int64]:
+        """What each code of the source becomes, lowest first; as the simulator: float64, rounded in float32."""
         first = self.steps[0].args
         codes = torch.arange(int(first[3]), int(first[4]) + 1)  # type: ignore[arg-type]
         for step in self.steps:
@@ -55,7 +52,6 @@ class Chain:
             elif step.target is QUANTIZE:
                 _, scale, zero, low, high, _ = step.args
                 steps = torch.nan_to_num(x.to(torch.float32) * (1.0 / scale)).to(torch.float64)  # type: ignore[operator]
-                exact = (steps + zero).clamp(low, high)  # type: ignore[operator,arg-type]
                 codes = (steps.round() + zero).clamp(low, high).to(torch.int64)  # type: ignore[operator,arg-type]
             elif step.target in FUNCTIONS:
                 x = FUNCTIONS[step.target](x, **step.kwargs)
@@ -63,7 +59,7 @@ class Chain:
                 a, b = (numbers.get(n) for n in step.args)  # type: ignore[arg-type]
                 number = torch.tensor(a if b is None else b, dtype=torch.float64)
                 x = WITH_A_NUMBER[step.target](x, number)
-        return codes.numpy(), exact.numpy()
+        return codes.numpy()
 
 
 def find_chains(graph: fx.Graph, numbers: Mapping[fx.Node, float]) -> dict[fx.Node, Chain]:

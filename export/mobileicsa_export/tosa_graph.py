@@ -17,11 +17,12 @@ MAX_RANK = 6  # of TOSA's level 8K
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dtype` is a key of NUMPY."""
+    """`dtype` is a key of NUMPY; `limits` the lowest and highest value where they are known to be closer than its."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    limits: tuple[int, int] | None = None
 
 
 class TosaGraph:

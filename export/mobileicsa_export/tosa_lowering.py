@@ -238,8 +238,8 @@ class _Lowering:
         return self.products.matmul(a, b, node.name)
 
     def _table(self, node: fx.Node, chain: Chain) -> Integers:
-        codes, exact = chain.table(self.numbers)
-        return Integers(self.arithmetic.table(self._stored(chain.source), codes, exact, DTYPES[node.args[5]]))  # type: ignore[index]
+        codes = chain.table(self.numbers)
+        return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[node.args[5]]))  # type: ignore[index]
 
     def _move(self, node: fx.Node) -> Value:
         value = self.values[node.args[0]]  # type: ignore[index]

@@ -34,7 +34,7 @@ class Coded:
 
     @property
     def bound(self) -> int:
-        low, high = LIMITS[self.tensor.dtype]
+        low, high = self.tensor.limits or LIMITS[self.tensor.dtype]
         return max(high - self.zero, self.zero - low)
 
 
