@@ -179,14 +179,14 @@ def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
 
 
 def common_ties(scale: float, out: float, bound: int) -> Fraction | None:
-    """scale / out where integers times it are often halfway between two, and the program rounds those to even."""
+    """scale / out where integers times it are often halfway between two.
+
+    The program rounds those to even: it multiplies by the inverse in float32, which leaves a tie one for scales of
+    the short mantissas that plans have, but for a part of those of 1.75.
+    """
     ratio = Fraction(float(scale)) / Fraction(out)
     fits = _tie_factor(ratio)[0] * bound <= PRODUCT_LIMIT
-    if ratio.denominator % 2 or ratio.denominator > MAX_TIE_DISTANCE or not fits:
-        return None
-    # The program multiplies by the inverse in float32: a tie stays one if that is this close.
-    inverse = Fraction(float(np.float32(1.0 / out)))
-    return ratio if abs(inverse * Fraction(out) - 1) < Fraction(1, 2**25) else None
+    return ratio if ratio.denominator % 2 == 0 and ratio.denominator <= MAX_TIE_DISTANCE and fits else None
 
 
 def _tie_factor(ratio: Fraction) -> tuple[int, bool]:
