@@ -24,6 +24,7 @@ class TosaBackend:
     """Writes a folder of `.tosa` shards: the whole method, look-ups of tables included, without a real number."""
 
     name = "tosa"
+    resumes = True
 
     def unavailable(self) -> str | None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

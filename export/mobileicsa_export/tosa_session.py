@@ -39,7 +39,7 @@ class TosaSession:
                     f"{folder / INDEX}: {key} differs", hint="the files belong to another model or target"
                 )
         self._loaded: dict[str, list[Loaded]] = {}
-        self._past = layer_names(range(spec.num_layers), "past")
+        self.cache_names = layer_names(range(spec.num_layers), "past")
         self._present = layer_names(range(spec.num_layers), "present")
 
     def run(
@@ -54,16 +54,17 @@ class TosaSession:
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
     ) -> dict[str, NDArray[Any]]:
         """Every tensor that shards exchange, by its name; `hidden` as the last layer left it."""
-        values: dict[str, NDArray[Any]] = dict(zip(self._past, cache, strict=True))
+        values: dict[str, NDArray[Any]] = dict(zip(self.cache_names, cache, strict=True))
         values["input_ids"], values["position"] = token_ids, np.array([position])
-        for shard in self._shards(method):
+        for shard in self.shards(method):
             values.update(run_shard(shard, values))
         return values
 
     def close(self) -> None:
         self._loaded = {}
 
-    def _shards(self, method: str) -> list[Loaded]:
+    def shards(self, method: str) -> list[Loaded]:
+        """Those of one method, in the order they run."""
         if method not in self._loaded:
             records = each_record(self.folder, method)
             self._loaded[method] = [Loaded(record, read_flatbuffer(self.folder, record)) for record in records]

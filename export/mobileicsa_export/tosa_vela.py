@@ -29,9 +29,8 @@ from mobileicsa_export.tosa_compilers import (
 from mobileicsa_export.tosa_shards import each_record, files, write_shards
 
 SUFFIX = "_vela.npz"
-# ExecuTorch's own choice for this family: constants in on-chip flash, the rest in SRAM, 1 GHz.
-SYSTEM, MEMORY = "Ethos_U85_SYS_DRAM_Mid", "Sram_Only"
-ACCELERATORS = ("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048")
+# What `target.device` must name: Vela's options.
+DEVICE = ("accelerator-config", "system-config", "memory-mode")
 # Vela's names: column of its summary -> ours, with the unit.
 SUMMED = {"cycles_total": "cycles", "cycles_npu": "npu_cycles", "nn_macs": "macs", "inference_time": "seconds"}
 KIB = {"sram_memory_used": "sram_peak_kib", "on_chip_flash_memory_used": "flash_kib"}
@@ -43,9 +42,10 @@ VELA_SAYS = (
 
 
 class EthosUBackend:
-    """Writes the `tosa` back end's shards and Vela's command streams; the target's name is the accelerator's."""
+    """Writes the `tosa` back end's shards and Vela's command streams for `target.device`."""
 
     name = "ethos-u"
+    resumes = True
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("ethosu") is None:
@@ -53,15 +53,17 @@ class EthosUBackend:
         return TosaBackend().unavailable()
 
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
-        if target.name not in ACCELERATORS:
-            raise SchemeError(f"target {target.name}: Vela knows {', '.join(ACCELERATORS)}")
+        missing = [name for name in DEVICE if name not in target.device]
+        if missing:
+            raise SchemeError(f"target {target.name}: its device names no {missing[0]}, which Vela needs")
+        device = {name: str(target.device[name]) for name in DEVICE}
         written = write_shards(decoder, target, folder)
         compiled = compile_all(
             folder,
             written,
-            lambda shard, scratch: _vela(shard, scratch, target.name),
+            lambda shard, scratch: _vela(shard, scratch, device),
             suffix=SUFFIX,
-            setting=f"{target.name} {SYSTEM} {MEMORY} vela {version('ethos-u-vela')}",
+            setting=described(device),
         )
         return Written(
             files=(*files(folder, written), *compiled_files(folder, compiled, SUFFIX)),
@@ -69,7 +71,7 @@ class EthosUBackend:
                 **facts(written),
                 "delegated_share": share(compiled),
                 "unsupported": refusals(compiled),
-                "estimates": estimates(compiled, target.name),
+                "estimates": estimates(compiled, device),
             },
         )
 
@@ -87,19 +89,22 @@ class EthosUBackend:
         return placement_facts(kernels, ["integer" for kind, where in kernels if kind in PRODUCTS], fallbacks)
 
 
-def _vela(shard: Path, scratch: Path, accelerator: str) -> tuple[Path, dict[str, Any]]:
+def described(device: dict[str, str]) -> str:
+    return f"Vela {version('ethos-u-vela')} for {', '.join(device.values())}"
+
+
+def _vela(shard: Path, scratch: Path, device: dict[str, str]) -> tuple[Path, dict[str, Any]]:
     said = run(
         [
             *(sys.executable, "-m", "ethosu.vela", str(shard)),
-            *("--accelerator-config", accelerator, "--config", "Arm/vela.ini"),
-            *("--system-config", SYSTEM, "--memory-mode", MEMORY),
+            *("--config", "Arm/vela.ini", *(part for name, value in device.items() for part in (f"--{name}", value))),
             *("--output-format", "raw", "--output-dir", str(scratch)),
             *("--verbose-performance", "--verbose-cycle-estimate"),
         ]
     )
     if not all(sentence in said for sentence in VELA_SAYS):
         raise Refused("Vela does not call its numbers estimates as the version known here does")
-    with (scratch / f"{shard.stem}_summary_{SYSTEM}.csv").open() as file:
+    with (scratch / f"{shard.stem}_summary_{device['system-config']}.csv").open() as file:
         (summary,) = csv.DictReader(file)
     with (scratch / f"{shard.stem}_per-layer.csv").open() as file:
         placed = Counter((row["Target"] == "NPU", row["Original Operator"]) for row in csv.DictReader(file))
@@ -118,10 +123,10 @@ def share(compiled: dict[str, list[Compiled]]) -> float:
     return taken * npu / max(npu + cpu, 1)
 
 
-def estimates(compiled: dict[str, list[Compiled]], accelerator: str) -> dict[str, Any]:
+def estimates(compiled: dict[str, list[Compiled]], device: dict[str, str]) -> dict[str, Any]:
     """Vela's numbers by method: cycles, MACs, seconds and flash summed over shards, SRAM the largest of them."""
     found: dict[str, Any] = {
-        "by": f"Vela {version('ethos-u-vela')} for {accelerator}, {SYSTEM}, {MEMORY}",
+        "by": described(device),
         "vela_says": " ".join(VELA_SAYS),
     }
     for method, records in compiled.items():

@@ -28,6 +28,7 @@ class VgfBackend:
     """Writes the `tosa` back end's shards and a .vgf of each."""
 
     name = "vgf"
+    resumes = True
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("model_converter") is None:
