@@ -1,6 +1,6 @@
 """An artifact on TOSA: agreement with the simulator, perplexity on the reference model, what Vela says of it.
 
-    MOBILEICSA_CACHE=build/cache python -m benchmarks.tosa.run --artifact out --text wiki.test.raw --name tosa-smollm2-w8a8
+    python -m benchmarks.tosa.run --artifact out --text wiki.test.raw --name tosa-smollm2-w8a8
 
 Lowering is kept in the cache, each window in the work folder beside it: a run that was stopped goes on. Both sides read
 the same windows: the simulator with every inner edge rounded, and the flatbuffers on Arm's reference model.
@@ -53,7 +53,9 @@ def perplexities(tosa: QuantizedModel, simulator: QuantizedModel, text: str, cou
         print(f"{path.name}: {', '.join(shown)}", flush=True)
     found: dict[str, Any] = {"windows": len(rows), "window": WINDOW}
     for side in ("tosa", "simulator"):
-        found[f"{side}_perplexity"] = math.exp(sum(r[side]["loss"] for r in rows) / sum(r[side]["tokens"] for r in rows))
+        found[f"{side}_perplexity"] = math.exp(
+            sum(r[side]["loss"] for r in rows) / sum(r[side]["tokens"] for r in rows)
+        )
         found[f"{side}_seconds_a_window"] = round(sum(r[side]["seconds"] for r in rows) / len(rows), 1)
     same = [a == b for r in rows for a, b in zip(r["tosa"]["best"], r["simulator"]["best"], strict=True)]
     return {**found, "same_best_token": sum(same) / len(same)}
@@ -82,7 +84,9 @@ def estimates(artifact: Path, targets: list[str]) -> dict[str, Any]:
         path = output.with_suffix(".json")
         if not path.is_file():
             facts = export_artifact(artifact, find_target(name), output, Quiet())
-            write_json(path, {key: facts[key] for key in ("delegated_share", "float_tensors", "unsupported", "estimates")})
+            write_json(
+                path, {key: facts[key] for key in ("delegated_share", "float_tensors", "unsupported", "estimates")}
+            )
         found[name] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
-from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Scale, Sum, Value
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Sum, Value
 
 # RESCALE makes numbers below 2**29, MUL's result must fit 32 bits.
 SUM_LIMIT, PRODUCT_LIMIT = 2**29 - 1, 2**31 - 1
@@ -69,9 +69,9 @@ class Arithmetic:
     def add(self, a: Value, b: Value, where: str, *, subtract: bool = False) -> Sum:
         x, y = (self.as_sum(value, where) for value in (a, b))
         step, total = _common_step(x, y)
-        parts = [self._at_step(part, step) for part in (x, y)]
+        a_step, b_step = (self._at_step(part, step) for part in (x, y))
         name = "SUB" if subtract else "ADD"
-        return Sum(self.graph.binary(name, *parts), step, math.ceil(total / step) + 2)
+        return Sum(self.graph.binary(name, a_step, b_step), step, math.ceil(total / step) + 2)
 
     def at_one_step(self, values: Sequence[Value], where: str) -> list[Sum]:
         """Sums on one grid, to be joined."""

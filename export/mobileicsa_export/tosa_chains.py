@@ -43,23 +43,23 @@ class Chain:
 
     def table(self, numbers: Mapping[fx.Node, float]) -> NDArray[np.int64]:
         """What each code of the source becomes, lowest first; as the simulator: float64, rounded in float32."""
-        first = self.steps[0].args
-        codes = torch.arange(int(first[3]), int(first[4]) + 1)  # type: ignore[arg-type]
+        low, high = arguments(self.steps[0])[3:5]
+        codes, x = torch.arange(low, high + 1), torch.empty(0)
         for step in self.steps:
             if step.target is DEQUANTIZE:
-                _, scale, zero, *_ = step.args
-                x = ((codes.to(torch.float32) - zero) * scale).to(torch.float64)  # type: ignore[operator]
+                _, scale, zero, *_ = arguments(step)
+                x = ((codes.to(torch.float32) - zero) * scale).to(torch.float64)
             elif step.target is QUANTIZE:
-                _, scale, zero, low, high, _ = step.args
-                steps = torch.nan_to_num(x.to(torch.float32) * (1.0 / scale)).to(torch.float64)  # type: ignore[operator]
-                codes = (steps.round() + zero).clamp(low, high).to(torch.int64)  # type: ignore[operator,arg-type]
+                _, scale, zero, low, high, _ = arguments(step)
+                steps = torch.nan_to_num(x.to(torch.float32) * (1.0 / scale)).to(torch.float64)
+                codes = (steps.round() + zero).clamp(low, high).to(torch.int64)
             elif step.target in FUNCTIONS:
                 x = FUNCTIONS[step.target](x, **step.kwargs)
             else:
-                a, b = (numbers.get(n) for n in step.args)  # type: ignore[arg-type]
-                number = torch.tensor(a if b is None else b, dtype=torch.float64)
-                x = WITH_A_NUMBER[step.target](x, number)
-        return codes.numpy()
+                (number,) = (numbers[n] for n in arguments(step) if n in numbers)
+                x = WITH_A_NUMBER[step.target](x, torch.tensor(number, dtype=torch.float64))
+        found: NDArray[np.int64] = codes.numpy()
+        return found
 
 
 def find_chains(graph: fx.Graph, numbers: Mapping[fx.Node, float]) -> dict[fx.Node, Chain]:
@@ -91,3 +91,8 @@ def _back(node: fx.Node, numbers: Mapping[fx.Node, float]) -> tuple[fx.Node, ...
             whole = len(steps)
         (node,) = inputs
     return tuple(reversed(steps[:whole]))
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """The operator's arguments; which kind each is follows from the operator."""
+    return node.args

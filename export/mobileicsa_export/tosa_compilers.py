@@ -77,7 +77,7 @@ def _one(folder: Path, record: Record, tool: Tool, suffix: str, setting: str) ->
     found = _whole(folder, record, suffix, setting)
     if found is not None:
         return found
-    start = {"shard": record.file, "source": record.sha256, "setting": setting}
+    start: dict[str, Any] = {"shard": record.file, "source": record.sha256, "setting": setting}
     with tempfile.TemporaryDirectory() as scratch:
         try:
             product, fields = tool(folder / record.file, Path(scratch))

@@ -33,7 +33,10 @@ class TosaGraph:
 
         self._ts = tosa_serializer
         self._graph = tosa_serializer.TosaSerializer(
-            "", tosa_serializer.ConstMode.EMBED, *VERSION, False  # not a draft of the next version
+            "",
+            tosa_serializer.ConstMode.EMBED,
+            *VERSION,
+            False,  # not a draft of the next version
         )
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
         self._count = 0
@@ -50,7 +53,7 @@ class TosaGraph:
 
     def constant(self, values: NDArray[Any] | Sequence[int], dtype: str) -> Tensor:
         """One tensor for all constants of the same type, shape and values."""
-        array = np.ascontiguousarray(values, dtype=NUMPY[dtype])
+        array: NDArray[Any] = np.ascontiguousarray(values, dtype=NUMPY[dtype])
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
             tensor = Tensor(self._name(), array.shape, dtype)
@@ -111,14 +114,14 @@ class TosaGraph:
         rank = max(len(a.shape), len(b.shape))
         a, b = (self.reshape(x, (1,) * (rank - len(x.shape)) + x.shape) for x in (a, b))
         shape = np.broadcast_shapes(a.shape, b.shape)
-        attributes = {
-            "MAXIMUM": self._ignore_nan,
-            "MINIMUM": self._ignore_nan,
-            "ARITHMETIC_RIGHT_SHIFT": lambda: {"round": False},
-        }.get(name, dict)()
+        attributes: dict[str, Any] = {}
+        if name in ("MAXIMUM", "MINIMUM"):
+            attributes = self._nan_mode()
+        elif name == "ARITHMETIC_RIGHT_SHIFT":
+            attributes = {"round": False}
         return self.operator(name, [a, b], shape, dtype or a.dtype, **attributes)
 
-    def _ignore_nan(self) -> dict[str, Any]:
+    def _nan_mode(self) -> dict[str, Any]:
         return {"nan_mode": self.enum("NanPropagationMode", "PROPAGATE")}
 
     def multiply(self, a: Tensor, b: Tensor, shift: int) -> Tensor:
@@ -137,7 +140,7 @@ class TosaGraph:
 
     def reduce(self, name: str, x: Tensor, axis: int) -> Tensor:
         shape = [1 if i == axis else size for i, size in enumerate(x.shape)]
-        more = self._ignore_nan() if name == "REDUCE_MAX" else {}
+        more = self._nan_mode() if name == "REDUCE_MAX" else {}
         return self.operator(name, [x], shape, x.dtype, axis=axis, **more)
 
     def rescale(

@@ -19,21 +19,15 @@ from torch.export.graph_signature import InputKind
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_arithmetic import Arithmetic
-from mobileicsa_export.tosa_chains import DEQUANTIZE, FUNCTIONS, QUANTIZE, Chain, find_chains
+from mobileicsa_export.tosa_chains import DEQUANTIZE, QUANTIZE, Chain, arguments, find_chains
 from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
+from mobileicsa_export.tosa_integers import DTYPES, OPERATORS
 from mobileicsa_export.tosa_moves import MOVES, destination
 from mobileicsa_export.tosa_products import Products
 from mobileicsa_export.tosa_values import Coded, Constant, Integers, Sum, Value
 
 aten = torch.ops.aten
 
-DTYPES = {
-    torch.bool: "BOOL",
-    torch.int8: "INT8",
-    torch.int16: "INT16",
-    torch.int32: "INT32",
-    torch.int64: "INT32",  # token ids and positions; TOSA has no wider integers
-}
 GATES = (QUANTIZE, DEQUANTIZE)
 DEQUANTIZE_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
 NOTHING = (aten._assert_tensor_metadata.default,)
@@ -71,13 +65,7 @@ class _Lowering:
             aten.linear.default: self._linear,
             aten.matmul.default: self._matmul,
             aten.cat.default: self._concatenate,
-            aten.embedding.default: self._gather,
-            aten.lt.Tensor: self._less,
-            aten.where.self: self._select,
-            aten.clamp.default: self._clamp,
-            aten.to.dtype: self._cast,
-            getattr(aten, "__and__").Tensor: self._both,
-            aten.logical_and.default: self._both,
+            **dict.fromkeys(OPERATORS, self._integers),
             **dict.fromkeys(MOVES, self._move),
         }
 
@@ -90,7 +78,7 @@ class _Lowering:
         for node in nodes:
             if node in needed and node.op == "call_function":
                 self.values[node] = self._value(node)
-        results = [self._stored(argument) for argument in self.program.graph.output_node().args[0]]  # type: ignore[union-attr]
+        results = [self._stored(argument) for argument in arguments(self.program.graph.output_node())[0]]
         for tensor in results:
             self.graph.output(tensor)
         assert len(results) == len(outputs)
@@ -146,8 +134,8 @@ class _Lowering:
             return self._table(node, self.chains[node])
         if node.target in GATES:
             return self._gate(node)
-        arguments = [self.values.get(n) for n in node.all_input_nodes]
-        if all(isinstance(v, Constant) and v.codes is None for v in arguments):
+        given = [self.values[n] for n in node.all_input_nodes]
+        if all(isinstance(v, Constant) and v.codes is None for v in given):
             return Constant(self._evaluated(node))
         handler = self.handlers.get(node.target)
         if handler is None:
@@ -167,25 +155,25 @@ class _Lowering:
         return found
 
     def _gate(self, node: fx.Node) -> Value:
-        source, scale, zero, *_, dtype = node.args
-        value = self.values[source]  # type: ignore[index]
+        source, scale, zero, *_, dtype = arguments(node)
+        value = self.values[source]
         stores = node.target is QUANTIZE
         if isinstance(value, Constant) and value.codes is None:
             if stores:
                 return Constant(self._evaluated(node))
             assert value.value is not None
-            return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)  # type: ignore[arg-type]
+            return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)
         if stores:
-            name = DTYPES[dtype]  # type: ignore[index]
-            return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))  # type: ignore[arg-type]
-        return Coded(self._stored(source), scale, zero)  # type: ignore[arg-type]
+            name = DTYPES[dtype]
+            return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))
+        return Coded(self._stored(source), scale, zero)
 
     def _channels(self, node: fx.Node) -> Constant:
-        codes, scale, zero, axis, low, high, *_ = node.args
-        value, scales, zeros = (self.values[n].value for n in (codes, scale, zero))  # type: ignore[union-attr,index]
+        codes, scale, zero, axis, low, high, *_ = arguments(node)
+        value, scales, zeros = (getattr(self.values[n], "value", None) for n in (codes, scale, zero))
         if value is None or scales is None or zeros is None or axis != 0 or bool(zeros.any()):
             raise Unsupported(node.name, "a weight is not a symmetric constant with one scale per output channel")
-        bits = (int(high) - int(low)).bit_length()  # type: ignore[arg-type]
+        bits = (int(high) - int(low)).bit_length()
         return Constant(None, value.numpy().astype(np.int64), scales.numpy().astype(np.float64), bits)
 
     def _stored(self, node: Any) -> Tensor:
@@ -202,47 +190,47 @@ class _Lowering:
         return any(isinstance(self.values[node], Integers) for node in nodes)
 
     def _sum(self, node: fx.Node) -> Value:
-        a, b = node.args
+        a, b = arguments(node)
         subtract = node.target is aten.sub.Tensor
         if self._whole(a, b):
             name = "SUB" if subtract else "ADD"
             return Integers(self.graph.binary(name, self._stored(a), self._stored(b)))
-        return self.arithmetic.add(self.values[a], self.values[b], node.name, subtract=subtract)  # type: ignore[index]
+        return self.arithmetic.add(self.values[a], self.values[b], node.name, subtract=subtract)
 
     def _product(self, node: fx.Node) -> Value:
-        a, b = (self.values[n] for n in node.args)  # type: ignore[index]
+        a, b = (self.values[n] for n in arguments(node))
         return self.arithmetic.multiply(a, b, node.name)
 
     def _total(self, node: fx.Node) -> Value:
-        x, (axis,), keep = node.args  # type: ignore[misc]
+        x, (axis,), keep = arguments(node)
         assert keep
-        return self.arithmetic.total(self.values[x], axis % len(x.meta["val"].shape), node.name)  # type: ignore[index,union-attr]
+        return self.arithmetic.total(self.values[x], axis % len(x.meta["val"].shape), node.name)
 
     def _largest(self, node: fx.Node) -> Value:
-        x, (axis,), keep = node.args  # type: ignore[misc]
-        value = self.values[x]  # type: ignore[index]
+        x, (axis,), keep = arguments(node)
+        value = self.values[x]
         if not isinstance(value, Coded) or not keep:
             raise Unsupported(node.name, "the largest of a tensor that is not quantised")
         axis %= len(value.tensor.shape)
         return replace(value, tensor=self.graph.reduce("REDUCE_MAX", value.tensor, axis))
 
     def _linear(self, node: fx.Node) -> Value:
-        x, weight, *more = (self.values[n] for n in node.args)  # type: ignore[index]
+        x, weight, *more = (self.values[n] for n in arguments(node))
         bias = more[0] if more else None
         assert isinstance(weight, Constant)
         assert bias is None or isinstance(bias, Constant)
         return self.products.linear(x, weight, bias, node.name)
 
     def _matmul(self, node: fx.Node) -> Value:
-        a, b = (self.values[n] for n in node.args)  # type: ignore[index]
+        a, b = (self.values[n] for n in arguments(node))
         return self.products.matmul(a, b, node.name)
 
     def _table(self, node: fx.Node, chain: Chain) -> Integers:
         codes = chain.table(self.numbers)
-        return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[node.args[5]]))  # type: ignore[index]
+        return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[arguments(node)[5]]))
 
     def _move(self, node: fx.Node) -> Value:
-        value = self.values[node.args[0]]  # type: ignore[index]
+        value = self.values[arguments(node)[0]]
         if isinstance(value, Sum):
             found = destination(node)
             if found is None:
@@ -254,54 +242,25 @@ class _Lowering:
         if isinstance(value, Constant):
             if value.value is None:
                 raise Unsupported(node.name, "moves a constant's axes after it is dequantised")
-            value = Integers(self._stored(node.args[0]))
+            value = Integers(self._stored(arguments(node)[0]))
         return replace(value, tensor=MOVES[node.target](self.graph, value.tensor, node))
 
     def _concatenate(self, node: fx.Node) -> Value:
-        parts, axis = node.args[0], int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+        parts, axis = arguments(node)[0], int(arguments(node)[1]) if len(node.args) > 1 else 0
         axis %= len(node.meta["val"].shape)
-        if self._whole(*parts):  # type: ignore[misc]
-            return Integers(self.graph.concatenate([self._stored(p) for p in parts], axis))  # type: ignore[union-attr]
-        values = [self.values[p] for p in parts]  # type: ignore[union-attr]
-        first = values[0]
-        if isinstance(first, Coded) and all(isinstance(v, Coded) and _same_grid(v, first) for v in values):
-            return replace(first, tensor=self.graph.concatenate([v.tensor for v in values], axis))  # type: ignore[union-attr]
+        if self._whole(*parts):
+            return Integers(self.graph.concatenate([self._stored(p) for p in parts], axis))
+        values = [self.values[p] for p in parts]
+        coded = [value for value in values if isinstance(value, Coded)]
+        if len(coded) == len(values) and all(_same_grid(value, coded[0]) for value in coded):
+            return replace(coded[0], tensor=self.graph.concatenate([value.tensor for value in coded], axis))
         sums = self.arithmetic.at_one_step(values, node.name)
         tensor = self.graph.concatenate([s.tensor for s in sums], axis)
         return Sum(tensor, sums[0].scale, max(s.bound for s in sums))
 
-    def _gather(self, node: fx.Node) -> Value:
-        table, index = (self._stored(n) for n in node.args[:2])
-        rows = self.graph.gather(table, index, table.dtype)
-        return Integers(self.graph.reshape(rows, node.meta["val"].shape))
-
-    def _less(self, node: fx.Node) -> Value:
-        a, b = (self._stored(n) for n in node.args)
-        return Integers(self.graph.binary("GREATER", b, a, "BOOL"))
-
-    def _both(self, node: fx.Node) -> Value:
-        a, b = (self._stored(n) for n in node.args)
-        return Integers(self.graph.binary("LOGICAL_AND", a, b, "BOOL"))
-
-    def _select(self, node: fx.Node) -> Value:
-        condition, *choices = (self._stored(n) for n in node.args)
-        rank = len(condition.shape)
-        choices = [self.graph.reshape(c, (1,) * (rank - len(c.shape)) + c.shape) for c in choices]
-        return Integers(
-            self.graph.operator("SELECT", [condition, *choices], tuple(node.meta["val"].shape), choices[0].dtype)
-        )
-
-    def _clamp(self, node: fx.Node) -> Value:
-        x = self._stored(node.args[0])
-        limits = dict(zip(("MAXIMUM", "MINIMUM"), (*node.args[1:], None)[:2], strict=True))
-        for name, limit in limits.items():
-            if limit is not None:
-                x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), limit), x.dtype))
-        return Integers(x)
-
-    def _cast(self, node: fx.Node) -> Value:
-        x, dtype = self._stored(node.args[0]), DTYPES[node.args[1]]  # type: ignore[index]
-        return Integers(x if x.dtype == dtype else self.graph.operator("CAST", [x], x.shape, dtype))
+    def _integers(self, node: fx.Node) -> Value:
+        tensors = [self._stored(argument) for argument in node.args if isinstance(argument, fx.Node)]
+        return Integers(OPERATORS[node.target](self.graph, node, *tensors))
 
 
 def _same_grid(a: Coded, b: Coded) -> bool:

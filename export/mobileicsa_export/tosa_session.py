@@ -76,9 +76,9 @@ def run_shard(shard: Loaded, values: dict[str, NDArray[Any]]) -> dict[str, NDArr
     import tosa_reference_model
 
     record = shard.record
-    inputs = []
+    inputs: list[NDArray[Any]] = []
     for name, shape, dtype in record.inputs:
-        array = np.ascontiguousarray(values[name], dtype=NUMPY[dtype])
+        array: NDArray[Any] = np.ascontiguousarray(values[name], dtype=NUMPY[dtype])
         if list(array.shape) != shape:
             raise VerificationError(f"{record.file}: {name} has shape {list(array.shape)}, not {shape}")
         inputs.append(array)

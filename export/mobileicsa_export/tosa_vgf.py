@@ -1,4 +1,4 @@
-"""VGF back end: TOSA shards as SPIR-V graphs for Vulkan's ML extensions. Converts, but nothing here can run the result."""
+"""VGF back end: TOSA shards as SPIR-V graphs for Vulkan's ML extensions. Converts, nothing here can run the result."""
 
 from __future__ import annotations
 
