@@ -51,24 +51,38 @@ class Method(nn.Module):
     def _mask(self, allowed: Tensor) -> Tensor:
         return torch.where(allowed, self.allowed, self.masked).to(self.mask_dtype)
 
-    def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def positions(self, position: Tensor) -> Tensor:
+        """Positions (T,) int64 of the call's tokens."""
         positions = position + self.offsets
         # Padding of the last chunk may reach past the table; its rows are never used.
-        positions = positions.clamp(max=self.slots.shape[0] - 1)
+        return positions.clamp(max=self.slots.shape[0] - 1)
+
+    def table_rows(self, table: str, positions: Tensor) -> Tensor:
+        """Rows (T, 2n), as stored, of the buffer `cos_<rope>` or `sin_<rope>`."""
+        return torch.nn.functional.embedding(positions, getattr(self, table))
+
+    def stored_mask(self, index: int, position: Tensor, positions: Tensor) -> Tensor:
+        """Mask (T, context + T), as stored, of `self.windows[index]`: cached slots, then the call's own tokens."""
+        window = self.windows[index]
+        cached = self.slots[None, :] < position
+        if window is not None:
+            cached = cached & (positions[:, None] - self.slots[None, :] < window)
+        outer = self._mask(cached).expand(self.offsets.shape[0], self.slots.shape[0])
+        return torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1)
+
+    def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        positions = self.positions(position)
         ropes = [
             (
-                edge.load(torch.nn.functional.embedding(positions, getattr(self, f"cos_{i}"))),
-                edge.load(torch.nn.functional.embedding(positions, getattr(self, f"sin_{i}"))),
+                edge.load(self.table_rows(f"cos_{i}", positions)),
+                edge.load(self.table_rows(f"sin_{i}", positions)),
             )
             for i, edge in enumerate(self.decoder.rope_edges())
         ]
-        masks: dict[int | None, Tensor] = {}
-        for index, window in enumerate(self.windows):
-            cached = self.slots[None, :] < position
-            if window is not None:
-                cached = cached & (positions[:, None] - self.slots[None, :] < window)
-            outer = self._mask(cached).expand(self.offsets.shape[0], self.slots.shape[0])
-            masks[window] = self.decoder.mask.load(torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1))
+        masks = {
+            window: self.decoder.mask.load(self.stored_mask(index, position, positions))
+            for index, window in enumerate(self.windows)
+        }
         cache = [(past[2 * i], past[2 * i + 1]) for i in range(len(past) // 2)]
         x, new = self.decoder.hidden(token_ids, ropes, masks, cache)
         return (self.decoder.head(x), *(row for pair in new for row in pair))

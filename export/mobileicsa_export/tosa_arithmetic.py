@@ -1,0 +1,195 @@
+"""Exact integer arithmetic on real tensors: INT32 sums and products with a scale kept beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.tosa_graph import Tensor, TosaGraph
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Sum, Value
+
+# RESCALE makes numbers below 2**29, MUL's result must fit 32 bits.
+SUM_LIMIT, PRODUCT_LIMIT = 2**29 - 1, 2**31 - 1
+# Bits below the finer of two summands' steps that are kept where their grids do not fit each other.
+GUARD_BITS = 10
+# Grids that fit each other so well that one value in so many is a tie; squares meet theirs far more often.
+MAX_TIE_DISTANCE = 2**16
+
+
+class Arithmetic:
+    """Real-valued operators on `graph`. `where` names the program's operator in errors."""
+
+    def __init__(self, graph: TosaGraph) -> None:
+        self.graph = graph
+        self._sums: dict[tuple[str, int], Tensor] = {}
+
+    def as_sum(self, value: Value, where: str) -> Sum:
+        if isinstance(value, Sum):
+            return value
+        if isinstance(value, Constant):
+            codes = value.grid(where)
+            return Sum(self.graph.constant(codes, "INT32"), value.scale, int(np.abs(codes).max(initial=1)))
+        if not isinstance(value, Coded):
+            raise Unsupported(where, "reads a table's result before it is quantised")
+        key = (value.tensor.name, value.zero)
+        if key not in self._sums:
+            self._sums[key] = self.centered(value.tensor, value.zero)
+        return Sum(self._sums[key], value.scale, value.bound)
+
+    def centered(self, x: Tensor, zero: int) -> Tensor:
+        """x - zero as INT32; TOSA has zero points for 8-bit tensors only."""
+        if x.dtype == "INT8":
+            return self.graph.rescale(x, 1.0, "INT32", zero_in=zero)
+        wide = self.graph.rescale(x, 1.0, "INT32")
+        return self.shifted(wide, -zero)
+
+    def shifted(self, x: Tensor, by: int) -> Tensor:
+        if by == 0:
+            return x
+        return self.graph.binary("ADD", x, self.graph.constant(np.full((1,) * len(x.shape), by), "INT32"))
+
+    def multiply(self, a: Value, b: Value, where: str) -> Sum:
+        for value, other in ((a, b), (b, a)):
+            factor = _factor(value, where)
+            if factor is not None:
+                x = self.as_sum(other, where)
+                return replace(x, scale=x.scale * factor)
+        x, y = self.as_sum(a, where), self.as_sum(b, where)
+        bound = x.bound * y.bound
+        shift = max(0, math.ceil(math.log2(bound / PRODUCT_LIMIT)))
+        tensor = self.graph.multiply(x.tensor, y.tensor, shift)
+        return Sum(tensor, x.scale * y.scale * 2.0**shift, (bound >> shift) + 1)
+
+    def add(self, a: Value, b: Value, where: str, *, subtract: bool = False) -> Sum:
+        x, y = (self.as_sum(value, where) for value in (a, b))
+        step, total = _common_step(x, y)
+        a_step, b_step = (self._at_step(part, step) for part in (x, y))
+        name = "SUB" if subtract else "ADD"
+        return Sum(self.graph.binary(name, a_step, b_step), step, math.ceil(total / step) + 2)
+
+    def at_one_step(self, values: Sequence[Value], where: str) -> list[Sum]:
+        """Sums on one grid, to be joined."""
+        sums = [self.one_scale(self.as_sum(value, where)) for value in values]
+        largest = max(float(s.scale) * s.bound for s in sums)
+        step = max(min(float(s.scale) for s in sums) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
+        return [Sum(self._at_step(s, step), step, math.ceil(largest / step) + 1) for s in sums]
+
+    def _at_step(self, x: Sum, step: float) -> Tensor:
+        ratio = x.scale / step
+        return x.tensor if np.all(ratio == 1.0) else self.graph.rescale(x.tensor, ratio, "INT32")
+
+    def one_scale(self, x: Sum) -> Sum:
+        """A sum whose channels share a scale, as moving its axes needs."""
+        if not x.per_channel:
+            return x
+        largest = float(np.max(x.scale)) * x.bound
+        step = max(float(np.min(x.scale)) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
+        return Sum(self._at_step(x, step), step, math.ceil(largest / step) + 1)
+
+    def total(self, value: Value, axis: int, where: str) -> Sum:
+        x = self.as_sum(value, where)
+        count = x.tensor.shape[axis]
+        excess = math.ceil(math.log2(x.bound * count / PRODUCT_LIMIT))
+        if excess > 0:
+            x = Sum(self.graph.rescale(x.tensor, 2.0**-excess, "INT32"), x.scale * 2.0**excess, (x.bound >> excess) + 1)
+        return Sum(self.graph.reduce("REDUCE_SUM", x.tensor, axis), x.scale, x.bound * count)
+
+    def quantize(self, value: Value, scale: float, zero: int, dtype: str, where: str) -> Tensor:
+        if isinstance(value, Coded) and (value.scale, value.zero, value.tensor.dtype) == (scale, zero, dtype):
+            return value.tensor
+        x = self.as_sum(value, where)
+        made = self._round(x, scale, zero, dtype)
+        reach = math.ceil(x.bound * float(np.max(x.scale)) / scale) + 1
+        low, high = LIMITS[dtype]
+        return replace(made, limits=(max(low, zero - reach), min(high, zero + reach)))
+
+    def _round(self, x: Sum, scale: float, zero: int, dtype: str) -> Tensor:
+        """saturate(round(x / scale) + zero)."""
+        ratio, tensor = x.scale / scale, x.tensor
+        if float(np.max(ratio)) * x.bound >= SUM_LIMIT:
+            tensor = self._limited(tensor, math.floor(SUM_LIMIT / 2 / float(np.max(ratio))))
+        ties = None if isinstance(x.scale, np.ndarray) else common_ties(x.scale, scale, x.bound)
+        if ties is not None:
+            tensor, ratio = self._ties_to_even(tensor, ties)
+        if dtype == "INT8" or zero == 0:
+            return self.graph.rescale(tensor, ratio, dtype, zero_out=zero)
+        return self.graph.rescale(self.shifted(self.graph.rescale(tensor, ratio, "INT32"), zero), 1.0, dtype)
+
+    def _limited(self, x: Tensor, limit: int) -> Tensor:
+        for name, end in (("MINIMUM", limit), ("MAXIMUM", -limit)):
+            x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), end), "INT32"))
+        return x
+
+    def _ties_to_even(self, x: Tensor, ratio: Fraction) -> tuple[Tensor, float]:
+        """A tensor and scale for RESCALE, which rounds ties up: a hair lower where that would give an odd number.
+
+        Multiplier and shift hold a power of two exactly. For other ratios a tie is first moved a hair up.
+        """
+
+        def number(value: int) -> Tensor:
+            return self.graph.constant(np.full((1,) * len(x.shape), value), "INT32")
+
+        times, exact = _tie_factor(ratio)
+        scale = ratio.numerator / ratio.denominator / times
+        if times != 1:
+            x = self.graph.multiply(x, number(times), 0)
+        if not exact:
+            x = self.shifted(x, 1)
+        odd = self.graph.binary("BITWISE_AND", self.graph.rescale(x, scale, "INT32"), number(1))
+        lower = odd if exact else self.graph.binary("ADD", odd, odd)
+        return self.graph.binary("SUB", x, lower), scale
+
+    def table(self, x: Tensor, codes: NDArray[np.int64], dtype: str) -> Tensor:
+        """codes[i] for the i-th lowest code of `x`.
+
+        A 16-bit TABLE interpolates between entries 128 codes apart, far too coarse for a reciprocal or a root near
+        zero; a GATHER has an entry for each code.
+        """
+        if x.dtype == dtype == "INT8":
+            made = self.graph.operator("TABLE", [x, self.graph.constant(codes, "INT8")], x.shape, "INT8")
+        else:
+            index = self.shifted(self.graph.rescale(x, 1.0, "INT32"), -LIMITS[x.dtype][0])
+            made = self.graph.reshape(self.graph.gather(codes[:, None], index, dtype), x.shape)
+        return replace(made, limits=(int(codes.min()), int(codes.max())))
+
+
+def _factor(value: Value, where: str) -> float | None:
+    """A positive one-element constant as a number: multiplying by it changes the scale alone."""
+    if not isinstance(value, Constant) or value.grid(where).size != 1:
+        return None
+    factor = float(value.grid(where).reshape(-1)[0]) * float(np.reshape(value.scale, -1)[0])
+    return factor if factor > 0 else None
+
+
+def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
+    """A step for the sum of two, fine but without overflow, and the largest magnitude of the result."""
+    finer = min(float(np.min(x.scale)), float(np.min(y.scale)))
+    total = float(np.max(x.scale)) * x.bound + float(np.max(y.scale)) * y.bound
+    ratio = np.concatenate([np.atleast_1d(s) / finer for s in (x.scale, y.scale)])
+    # Powers of two fit each other: nothing is lost at the finer step.
+    bits = 0 if np.all(np.frexp(ratio)[0] == 0.5) else GUARD_BITS
+    bits = min(bits, math.floor(math.log2(SUM_LIMIT * finer / total)))
+    return finer * 2.0**-bits, total
+
+
+def common_ties(scale: float, out: float, bound: int) -> Fraction | None:
+    """scale / out where integers times it are often halfway between two.
+
+    The program rounds those to even: it multiplies by the inverse in float32, which leaves a tie one for scales of
+    the short mantissas that plans have, but for a part of those of 1.75.
+    """
+    ratio = Fraction(float(scale)) / Fraction(out)
+    fits = _tie_factor(ratio)[0] * bound <= PRODUCT_LIMIT
+    return ratio if ratio.denominator % 2 == 0 and ratio.denominator <= MAX_TIE_DISTANCE and fits else None
+
+
+def _tie_factor(ratio: Fraction) -> tuple[int, bool]:
+    """What a tensor is multiplied by before its ties are found, and whether the rest is a power of two."""
+    exact = ratio.denominator & (ratio.denominator - 1) == 0
+    return ratio.numerator * (1 if exact else 2), exact

@@ -1,0 +1,70 @@
+"""What a node of the program is while it is lowered: stored integers, or a real tensor as integers times a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.tosa_graph import Tensor
+
+Scale = float | NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+LIMITS = {"INT8": (-128, 127), "INT16": (-32768, 32767)}
+
+
+@dataclass(frozen=True)
+class Integers:
+    """An integer (or truth) tensor of the program itself."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Coded:
+    """scale * (tensor - zero); the tensor is INT8 or INT16."""
+
+    tensor: Tensor
+    scale: float
+    zero: int
+
+    @property
+    def bound(self) -> int:
+        low, high = self.tensor.limits or LIMITS[self.tensor.dtype]
+        return max(high - self.zero, self.zero - low)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """scale * tensor, INT32, |tensor| <= bound; `scale` is one number, or one per index of the last axis."""
+
+    tensor: Tensor
+    scale: Scale
+    bound: int
+
+    @property
+    def per_channel(self) -> bool:
+        return isinstance(self.scale, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor known now; `codes` and `scale` (one, or one per row of axis 0) if it is real, on a grid."""
+
+    value: torch.Tensor | None
+    codes: Codes | None = None
+    scale: Scale = 1.0
+    bits: int = 8
+
+    def grid(self, where: str) -> Codes:
+        """Steps from zero; raises Unsupported for a float constant."""
+        if self.codes is None:
+            raise Unsupported(where, "a constant without an encoding stays real-valued")
+        return self.codes
+
+
+Value = Integers | Coded | Sum | Constant
