@@ -19,8 +19,6 @@ from mobileicsa.program.placement import placement_facts
 from mobileicsa_export.onnx import MODEL_FILES, OnnxBackend
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from mobileicsa_export.qnn_compile import CompiledGraph
 
 INSTALL = "pip install 'mobileicsa[onnx,qnn]'"
@@ -55,8 +53,8 @@ class QnnHtpBackend:
             OnnxBackend().write(decoder, target, portable, metadata)
             models = _lowered(portable, lowered, target)
             compiled = {
-                method: compile_context(lowered / MODEL_FILES[method], folder / CONTEXT_FILES[method], target, description)
-                for method, description in models.items()
+                m: compile_context(lowered / MODEL_FILES[m], folder / CONTEXT_FILES[m], target, description)
+                for m, description in models.items()
             }
             shared = {folder / SHARED_FOLDER / CONTEXT_FILES[m]: lowered / MODEL_FILES[m] for m in models}
             compile_shared(shared, target, list(models.values()))
@@ -105,15 +103,9 @@ def _lowered(portable: Path, folder: Path, target: Target) -> dict[str, dict[str
                 "onnxruntime_qnn": version("onnxruntime-qnn"),
                 **{key: str(value) for key, value in target.device.items()},
             }
-            _save(model, data, folder / MODEL_FILES[method])
+            data.move(model)
+            ir.save(model, folder / MODEL_FILES[method])
     return described
-
-
-def _save(model: ir.Model, data: Any, path: Path) -> None:
-    import onnx_ir as ir
-
-    data.move(model)
-    ir.save(model, path)
 
 
 def _kernels(graph: CompiledGraph, outside: list[str]) -> Iterator[tuple[str, str]]:
@@ -146,5 +138,3 @@ def _facts(folder: Path, compiled: dict[str, CompiledGraph]) -> dict[str, Any]:
         "shared_context": "compiled, not run: the emulator of onnxruntime-qnn 2.7 cannot load it",
         "onnxruntime_qnn": version("onnxruntime-qnn"),
     }
-
-

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.onnx_graph import constant
 from mobileicsa_export.qnn_moves import encode_moves, make_unsigned
 from mobileicsa_export.qnn_widths import one_width
 
@@ -33,7 +34,8 @@ def logits_encoding(model: ir.Model) -> tuple[float, int]:
     quantize = model.graph.outputs[0].producer()
     assert quantize is not None
     scale, zero = (ir.convenience.get_const_tensor(value) for value in quantize.inputs[1:3])
-    assert scale is not None and zero is not None
+    assert scale is not None
+    assert zero is not None
     return float(scale.numpy()), int(zero.numpy())
 
 
@@ -61,7 +63,7 @@ def _store_transposed(graph: ir.Graph) -> None:
 
         shape = ir.Shape(tuple(reversed(tensor.shape.numpy())))
         lazy = ir.LazyTensor(turned, dtype=tensor.dtype, shape=shape)
-        node.outputs[0].replace_all_uses_with(_constant(graph, f"{table.name}_t", lazy))
+        node.outputs[0].replace_all_uses_with(constant(graph, f"{table.name}_t", lazy))
         graph.remove(node, safe=True)
 
 
@@ -79,7 +81,7 @@ def _select_stored_integers(graph: ir.Graph) -> None:
                 raise Unsupported("Where", f"{where.name}: selects numbers that are not constants")
             # Rank 1 at least: the provider does not select scalars.
             narrow = ir.tensor(np.atleast_1d(tensor.numpy()).astype(dtype.numpy()), dtype=dtype)
-            where.replace_input_with(position, _constant(graph, f"{where.name}/{wide.name}", narrow))
+            where.replace_input_with(position, constant(graph, f"{where.name}/{wide.name}", narrow))
         where.outputs[0].dtype = dtype
         node.outputs[0].replace_all_uses_with(where.outputs[0])
         graph.remove(node, safe=True)
@@ -95,7 +97,7 @@ def _divide_one(graph: ir.Graph) -> None:
     if not nodes:
         return
     stored = {"codes": np.array([1 << 15], np.uint16), "scale": np.float32(2.0**-15), "zero_point": np.uint16(0)}
-    parts = [_constant(graph, f"{ONE}/{name}", ir.tensor(value)) for name, value in stored.items()]
+    parts = [constant(graph, f"{ONE}/{name}", ir.tensor(value)) for name, value in stored.items()]
     for node in nodes:
         one = ir.node("DequantizeLinear", parts, name=f"{node.name}/{ONE}")
         one.outputs[0].dtype, one.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([1])
@@ -104,12 +106,6 @@ def _divide_one(graph: ir.Graph) -> None:
         graph.insert_before(node, [one, quotient])
         node.outputs[0].replace_all_uses_with(quotient.outputs[0])
         graph.remove(node, safe=True)
-
-
-def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _drop_unused(graph: ir.Graph) -> None:

@@ -37,7 +37,9 @@ class HtpSession:
             facts = _facts(path, session, method, target)
             names = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
             if (sorted(names[0]), sorted(names[1])) != (sorted(self._names), sorted(self._outputs)):
-                raise VerificationError(f"{path}: its inputs and outputs are not those of this {spec.num_layers}-layer model")
+                raise VerificationError(
+                    f"{path}: its inputs and outputs are not those of this {spec.num_layers}-layer model"
+                )
             scale, zero = json.loads(facts["logits_encoding"])
             self._sessions[method], self._logits[method] = session, (np.float32(scale), int(zero))
 

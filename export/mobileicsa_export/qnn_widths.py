@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.onnx_graph import constant
 from mobileicsa_export.qnn_moves import Encoding, is_per_tensor
 
 COMPUTES = ("Add", "Div", "Exp", "MatMul", "Mul", "ReduceMax", "ReduceSum", "Sigmoid", "Sqrt", "Sub", "Tanh")
@@ -32,7 +34,9 @@ def _one_width(graph: ir.Graph, node: ir.Node) -> None:
     for position, width in enumerate(widths):
         # Of products of activations there is a kernel of 16 bits by 8 bits, none of 16 by 16.
         if width == 8 and (node.op_type, position) != ("MatMul", 1):
-            node.replace_input_with(position, _widened(graph, node, node.inputs[position]))
+            node.replace_input_with(position, _widened(graph, node, position))
+            if (bias := _bias(node)) is not None:
+                _refine_bias(graph, bias)
     if out == 8:
         _round_twice(graph, node)
 
@@ -45,9 +49,32 @@ def _width(value: ir.Value | None) -> int | None:
     return BITS[producer.inputs[2].dtype]
 
 
+def _bias(node: ir.Node) -> ir.Node | None:
+    """DQ of the int32 bias that is added to a product."""
+    users = [use.node for use in node.outputs[0].uses()]
+    if node.op_type != "MatMul" or [user.op_type for user in users] != ["Add"]:
+        return None
+    others = [value.producer() for value in users[0].inputs if value is not node.outputs[0]]
+    found = [n for n in others if n is not None and n.op_type == "DequantizeLinear"]
+    return next((n for n in found if n.inputs[0].dtype == ir.DataType.INT32), None)
+
+
+def _refine_bias(graph: ir.Graph, bias: ir.Node) -> None:
+    """A bias lies on the grid of the sum, scale(input) * scale(weight): the HTP takes that for granted."""
+    codes, scale = (bias.inputs[i].const_value.numpy() for i in (0, 1))
+    wide = codes.astype(np.int64) * WIDEN
+    if np.abs(wide).max(initial=0) > np.iinfo(np.int32).max:
+        raise Unsupported("Add", f"{bias.name}: the bias does not fit 32 bits on the grid of a 16-bit input")
+    for position, value in ((0, wide.astype(np.int32)), (1, scale / np.float32(WIDEN))):
+        name = f"{bias.inputs[position].name}/{WIDEN}"
+        bias.replace_input_with(position, constant(graph, name, ir.tensor(value)))
+
+
 def _quantizers(node: ir.Node) -> list[ir.Node]:
     """Where a result is rounded, behind the sum with its bias if it has one."""
     users = [use.node for use in node.outputs[0].uses()]
+    if node.op_type == "MatMul" and [user.op_type for user in users] == ["Add"]:
+        return _quantizers(users[0])
     return [user for user in users if user.op_type == "QuantizeLinear"]
 
 
@@ -56,17 +83,20 @@ def _output_width(node: ir.Node) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def _widened(graph: ir.Graph, before: ir.Node, real: ir.Value) -> ir.Value:
-    """The same real numbers, dequantised from 16-bit integers."""
+def _widened(graph: ir.Graph, node: ir.Node, position: int) -> ir.Value:
+    """An operand's real numbers, dequantised from 16-bit integers."""
+    real = node.inputs[position]
     dequantize = real.producer()
     assert dequantize is not None
-    return _requantized(graph, before, real, _finer(graph, dequantize, WIDEN))
+    return _requantized(graph, node, real, _finer(graph, dequantize, WIDEN), f"{node.name}/wide{position}")
 
 
 def _round_twice(graph: ir.Graph, node: ir.Node) -> None:
     """Round to 16-bit integers of the output's range first, then to its 8 bits: the same 8 bits."""
     for quantize in _quantizers(node):
-        fine = _requantized(graph, quantize, node.outputs[0], _finer(graph, quantize, NARROW))
+        fine = _requantized(
+            graph, quantize, quantize.inputs[0], _finer(graph, quantize, NARROW), f"{quantize.name}/fine"
+        )
         quantize.replace_input_with(0, fine)
 
 
@@ -77,17 +107,13 @@ def _finer(graph: ir.Graph, coded: ir.Node, steps: int) -> Encoding:
     if names[0] not in graph.initializers:
         values = scale.const_value.numpy() / np.float32(steps), zero.const_value.numpy().astype(np.uint16) * steps
         for name, value, dtype in zip(names, values, (np.float32, np.uint16), strict=True):
-            tensor = ir.tensor(np.asarray(value, dtype=dtype))
-            graph.register_initializer(
-                ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
-            )
+            constant(graph, name, ir.tensor(np.asarray(value, dtype=dtype)))
     return graph.initializers[names[0]], graph.initializers[names[1]]
 
 
-def _requantized(graph: ir.Graph, before: ir.Node, real: ir.Value, encoding: Encoding) -> ir.Value:
-    name = f"{before.name}/{real.name}"
-    quantize = ir.node("QuantizeLinear", [real, *encoding], name=f"{name}/wide_q")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *encoding], name=f"{name}/wide")
+def _requantized(graph: ir.Graph, before: ir.Node, real: ir.Value, encoding: Encoding, name: str) -> ir.Value:
+    quantize = ir.node("QuantizeLinear", [real, *encoding], name=f"{name}/q")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *encoding], name=f"{name}/dq")
     for node, dtype in ((quantize, encoding[1].dtype), (dequantize, ir.DataType.FLOAT)):
         node.outputs[0].dtype, node.outputs[0].shape = dtype, real.shape
     graph.insert_before(before, [quantize, dequantize])
