@@ -8,20 +8,17 @@ from mobileicsa.core.errors import Unsupported
 from mobileicsa.core.target import Target
 
 INT4 = (ir.DataType.INT4, ir.DataType.UINT4)
-LIMIT = "context_limit_mib"
-MIB = 1 << 20
 
 
 def check_limits(model: ir.Model, target: Target) -> None:
-    """Unsupported where 4-bit weights are not symmetric, or the constants pass the target's memory ceiling."""
+    """Unsupported where 4-bit weights are not symmetric, or the constants pass the target's ceiling."""
     check_int4(model.graph)
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    limit = int(target.device.get(LIMIT, 0))
-    if limit and size > limit * MIB:
+    if target.max_bytes is not None and size > target.max_bytes:
         raise Unsupported(
             "context",
-            f"{size / MIB:.0f} MiB of constants pass the {limit} MiB that one HTP context of {target.name} holds: "
-            "export the layers in parts",
+            f"{size} bytes of constants pass the {target.max_bytes} that one HTP context of {target.name} holds: "
+            "export parts of the model with --layers START:STOP",
         )
 
 

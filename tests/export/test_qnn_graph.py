@@ -103,6 +103,6 @@ def test_a_graph_above_the_memory_ceiling_is_refused(tmp_path: Path) -> None:
     value = ir.Value(name="w", const_value=weights, type=ir.TensorType(weights.dtype), shape=ir.Shape(weights.shape))
     graph = ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 21})
     model = ir.Model(graph, ir_version=10)
-    with pytest.raises(Unsupported, match="1 MiB"):
-        check_limits(model, htp_target(device={"context_limit_mib": 1}))
-    check_limits(model, htp_target(device={"context_limit_mib": 2}))
+    with pytest.raises(Unsupported, match="1048576"):
+        check_limits(model, htp_target(max_bytes=1 << 20))
+    check_limits(model, htp_target(max_bytes=1 << 21))
