@@ -13,7 +13,7 @@ from torch import Tensor
 from mobileicsa.core.errors import SchemeError
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme, find_scheme
-from mobileicsa.program.targets import check_scheme, find_target
+from mobileicsa.program.targets import all_targets, check_scheme, find_target
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.gptq_math import round_with_feedback
 from mobileicsa.quantize.packed import PROMOTED_BITS
@@ -130,4 +130,6 @@ def test_a_target_without_the_code_is_refused_by_name() -> None:
     check_scheme(find_scheme("w4a8"), find_target("generic-npu"))
     with pytest.raises(SchemeError, match="--target generic-npu: takes 4-bit weights from -7 to 7") as caught:
         check_scheme(full, find_target("generic-npu"))
-    assert caught.value.hint == "quantise with codes=narrow, or for host-cpu only"
+    able = " or ".join(sorted(name for name, target in all_targets().items() if target.int4_full_range))
+    assert "host-cpu" in able
+    assert caught.value.hint == f"quantise with codes=narrow, or for {able} only"
