@@ -100,10 +100,11 @@ class OneOperator(nn.Module):
         generator = torch.Generator().manual_seed(SEED)
         self.operator = operator
         self.codes = tuple(operand.codes(generator) for operand in operator.operands)
-        self.inputs = nn.ModuleList(QdqEdge(Edge("internal"), operand.encoding) for operand in operator.operands)
+        self.edges = [QdqEdge(Edge("internal"), operand.encoding) for operand in operator.operands]
+        self.inputs = nn.ModuleList(self.edges)
         if operator.function is None:
             self.linear = _linear(operator.weight_bits, generator)
-        real = self._compute([edge.load(codes) for edge, codes in zip(self.inputs, self.codes, strict=True)])
+        real = self._compute([edge.load(codes) for edge, codes in zip(self.edges, self.codes, strict=True)])
         encoding = activation(float(real.min()), float(real.max()), operator.bits, 0 if operator.bits == 16 else 6)
         self.out = QdqEdge(Edge("internal"), encoding)
 
@@ -114,17 +115,17 @@ class OneOperator(nn.Module):
         return self.operator.function(*values)
 
     def forward(self, *codes: Tensor) -> Tensor:
-        return self.out.store(self._compute([edge.load(c) for edge, c in zip(self.inputs, codes, strict=True)]))
+        return self.out.store(self._compute([edge.load(c) for edge, c in zip(self.edges, codes, strict=True)]))
 
     @torch.no_grad()
     def simulated(self) -> Tensor:
         """As the simulator computes: integer sums, float64 between edges."""
-        edges = [edge for edge in (*self.inputs, self.out) if isinstance(edge, QdqEdge)]
+        edges = (*self.edges, self.out)
         for edge in edges:
             edge.eager = True
         if self.operator.function is None:
-            self.linear.exact = ExactProduct(self.linear, self.inputs[0].encoding.scale[0])
-        found = self(*self.codes)
+            self.linear.exact = ExactProduct(self.linear, self.edges[0].encoding.scale[0])
+        found: Tensor = self(*self.codes)
         for edge in edges:
             edge.eager = False
         if self.operator.function is None:

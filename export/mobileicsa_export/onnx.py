@@ -42,15 +42,15 @@ class OnnxBackend:
 
         from mobileicsa_export.encodings import write_encodings
         from mobileicsa_export.onnx_data import SharedData
-        from mobileicsa_export.onnx_graph import OPSET, convert, to_qdq_form
+        from mobileicsa_export.onnx_graph import convert, to_qdq_form
         from mobileicsa_export.onnx_names import rename
 
         folder.mkdir(parents=True, exist_ok=True)
         bits = _stored_bits(decoder, target)
-        facts: dict[str, Any] = {"opset": OPSET}
+        facts: dict[str, Any] = {"opset": target.opset}
         with SharedData(folder / DATA_FILE) as data:
             for method in method_lengths(target):
-                model = convert(export_method(decoder, target, method))
+                model = convert(export_method(decoder, target, method), target.opset)
                 to_qdq_form(model, bits)
                 rename(model, input_names(decoder.spec), output_names(decoder.spec))
                 facts[method] = _facts(model)

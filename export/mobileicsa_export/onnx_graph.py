@@ -21,16 +21,18 @@ from torch.export import ExportedProgram
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.onnx_layout import layout_on_integers
 
-OPSET = 21
+LEAST_OPSET = 21  # the first with QDQ of 16 and of 4 bits
 QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
 INTEGER_TYPES = (ir.DataType.INT8, ir.DataType.INT16)
 
 
-def convert(program: ExportedProgram) -> ir.Model:
-    """ONNX graph with shape arithmetic folded. Initialisers still refer to the program's tensors (no copies)."""
+def convert(program: ExportedProgram, opset: int = LEAST_OPSET) -> ir.Model:
+    """ONNX graph of that opset, shape arithmetic folded. Initialisers refer to the program's tensors, uncopied."""
     _check_ranges(program)
+    if opset < LEAST_OPSET:
+        raise Unsupported("QuantizeLinear", f"opset {opset} has none of 16 or 4 bits: {LEAST_OPSET} is needed at least")
     with _quiet():
-        converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+        converted = torch.onnx.export(program, dynamo=True, opset_version=opset, optimize=False, verbose=False)
         if converted is None:
             raise Unsupported("torch.onnx.export", "returned no program")
         model: ir.Model = converted.model

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 import onnx_ir as ir
 
-from mobileicsa_export.onnx_graph import OPSET
+from mobileicsa_export.onnx_graph import LEAST_OPSET
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "decoder."
@@ -73,7 +73,7 @@ def rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> No
 
 
 def _input_name(node: ir.Node, index: int) -> str:
-    declared = onnx.defs.get_schema(node.op_type, OPSET).inputs
+    declared = onnx.defs.get_schema(node.op_type, LEAST_OPSET).inputs
     return str(declared[min(index, len(declared) - 1)].name)
 
 
