@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileicsa.core.errors import InputError
+from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
@@ -91,9 +91,30 @@ class ResumableBackend(Backend, Protocol):
     resumes: bool
 
 
+class BrokenBackend:
+    """A registered back end whose package cannot be imported: it says so when it is asked for, the others work."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.name, self.reason = name, f"its package cannot be loaded: {type(error).__name__}: {error}"
+
+    def unavailable(self) -> str:
+        return self.reason
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise EnvironmentFault(f"back end {self.name}: {self.reason}")
+
+
 def backends() -> dict[str, Backend]:
     """Every registered back end by name, installed or not."""
-    return {point.name: point.load()() for point in entry_points(group="mobileicsa.backends")}
+    return {point.name: _loaded(point) for point in entry_points(group="mobileicsa.backends")}
+
+
+def _loaded(point: EntryPoint) -> Backend:
+    try:
+        made: Backend = point.load()()
+    except Exception as error:  # whatever a foreign package does when it is imported
+        return BrokenBackend(point.name, error)
+    return made
 
 
 def find_backend(name: str) -> Backend:

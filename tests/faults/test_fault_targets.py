@@ -14,6 +14,7 @@ from artifacts import command, sign
 from mobileicsa.artifact import layout
 from mobileicsa.bench.host import bench
 from mobileicsa.core.errors import VerificationError
+from mobileicsa.program import backend
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,3 +132,24 @@ def test_fault_57_an_allowed_fallback_is_listed_beside_the_figures(npu: Path) ->
     weights = [f["node"] for f in row["placement"]["fallbacks"] if "multiplies its weight in float" in f["reason"]]
     # Packed 4-bit weights have no integer kernel on this CPU; the head has 8 bits and one.
     assert len(weights) == 14
+
+
+class _Foreign:
+    """An entry point of another package, broken."""
+
+    name = "foreign"
+
+    def load(self) -> type[Any]:
+        raise ImportError("libforeign.so.1: no such file")
+
+
+def test_a_back_end_that_cannot_be_imported_does_not_stop_the_others(
+    npu: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = backend.entry_points
+    monkeypatch.setattr(backend, "entry_points", lambda group: [*found(group=group), _Foreign()])
+    assert run(capfd, npu, "onnx")[0] == 0
+    assert command(capfd, "doctor").code == 0
+    ran = command(capfd, "verify", str(npu), "--backend", "foreign", "--no-save")
+    assert ran.code == 4
+    assert "libforeign.so.1" in ran.document["backends"]["foreign"]["skipped"]
