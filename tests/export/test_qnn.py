@@ -117,7 +117,7 @@ def test_asymmetric_four_bit_weights_are_wrong_on_the_emulator_without_an_error(
         (expected,) = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)
         different[zero_point] = np.abs(found.astype(int) - expected).max()
     assert different[0] <= 1
-    assert different[-1] > 5
+    assert different[-1] > 50
 
 
 @pytest.mark.slow
