@@ -37,9 +37,12 @@ def portable(frozen: FrozenModel, folder: Path) -> Path:
 
 
 def int4_product(path: Path, zero_point: int) -> dict[str, np.ndarray]:
-    """Write y = x W with 4-bit weights of one scale and that zero point; returns an input."""
+    """Write y = x W with 4-bit weights of one scale and that zero point; returns an input.
+
+    Large enough for the kernel that goes wrong: one with 32 outputs takes another.
+    """
     random = np.random.default_rng(2)
-    codes = random.integers(-7, 8, 64 * 32)
+    codes = random.integers(-7, 8, 64 * 64)
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "x_scale", "x_zero"], ["x_real"], name="x_dq"),
         helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_real"], name="w_dq"),
@@ -50,11 +53,11 @@ def int4_product(path: Path, zero_point: int) -> dict[str, np.ndarray]:
     constants = [numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items()]
     constants += [numpy_helper.from_array(np.uint8(150), "x_zero"), numpy_helper.from_array(np.uint8(128), "y_zero")]
     constants += [
-        helper.make_tensor("w", TensorProto.INT4, [64, 32], codes.tolist()),
+        helper.make_tensor("w", TensorProto.INT4, [64, 64], codes.tolist()),
         helper.make_tensor("w_zero", TensorProto.INT4, [], [zero_point]),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 6, 64])
-    y = helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 6, 32])
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [8, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.UINT8, [8, 64])
     graph = helper.make_graph(nodes, "product", [x], [y], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
-    return {"x": random.integers(0, 256, (1, 6, 64)).astype(np.uint8)}
+    return {"x": random.integers(0, 256, (8, 64)).astype(np.uint8)}

@@ -14,6 +14,7 @@ from qnn_models import METADATA, htp_target, int4_product
 from tiny_frozen import generate, tiny_frozen
 
 from mobileicsa.core.errors import Unsupported, VerificationError
+from mobileicsa.core.spec import LayerSpec
 from mobileicsa.core.target import Target
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.simulator import SimulatorSession
@@ -92,7 +93,7 @@ def test_operators_that_the_compiler_silently_makes_float_are_counted_and_named(
 ) -> None:
     monkeypatch.setattr(qnn_graph, "_divide_one", lambda graph: None)
     monkeypatch.setattr(qnn_graph, "one_width", _leave_products_alone)
-    decoder = build_decoder(tiny_frozen("w8a8"), primitive=True)
+    decoder = build_decoder(tiny_frozen("w8a8", layers=(LayerSpec(),)), primitive=True)
     facts = QnnHtpBackend().write(decoder, htp_target(), tmp_path, METADATA).facts
     assert facts["float_tensors"] > 0
     assert "ElementWiseMultiply" in {row["op"] for row in facts["unsupported"]}
@@ -101,8 +102,8 @@ def test_operators_that_the_compiler_silently_makes_float_are_counted_and_named(
 
 def test_an_operator_that_the_compiler_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qnn_graph, "one_width", lambda graph: None)
-    decoder = build_decoder(tiny_frozen("w8a8"), primitive=True)
-    with pytest.raises(Unsupported, match="MatMul"):
+    decoder = build_decoder(tiny_frozen("w8a8", layers=(LayerSpec(),)), primitive=True)
+    with pytest.raises(Unsupported, match=r"layers\.0\.attn\.o_proj"):
         QnnHtpBackend().write(decoder, htp_target(), tmp_path, METADATA)
 
 
@@ -116,14 +117,14 @@ def test_asymmetric_four_bit_weights_are_wrong_on_the_emulator_without_an_error(
         (expected,) = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)
         different[zero_point] = np.abs(found.astype(int) - expected).max()
     assert different[0] <= 1
-    assert different[-1] > 5
+    assert different[-1] > 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "soc"), [(73, 43), (79, 69), (81, 87)])
 def test_other_generations_compile_and_run(arch: int, soc: int, tmp_path: Path) -> None:
     target: Target = htp_target(arch, soc)
-    decoder = build_decoder(tiny_frozen("w4a8"), primitive=True)
+    decoder = build_decoder(tiny_frozen("w4a8", layers=(LayerSpec(),)), primitive=True)
     facts = QnnHtpBackend().write(decoder, target, tmp_path, METADATA).facts
     assert (facts["delegated_share"], facts["float_tensors"]) == (1.0, 0)
     generate(decoder, QnnHtpBackend().open(tmp_path, decoder.spec, target).run)
