@@ -46,7 +46,7 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     in_integers = {kernel.node for kernel in kernels if kernel.op in INTEGER_PRODUCTS}
     fallbacks += [
         {"node": name, "reason": "ONNX Runtime multiplies its weight in float on this CPU"}
-        for name in _weight_products(graph)
+        for name in weight_products(graph)
         if name not in in_integers
     ]
     products = [
@@ -57,7 +57,7 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     return placement_facts([(kernel.op, _kind(kernel)) for kernel in kernels], products, fallbacks)
 
 
-def _weight_products(graph: ir.Graph) -> list[str]:
+def weight_products(graph: ir.Graph) -> list[str]:
     """Matrix products of the file with a constant, dequantised or not."""
     return [node.name or "" for node in graph if node.op_type in FLOAT_PRODUCTS and _is_weight(node.inputs[1])]
 
