@@ -44,12 +44,13 @@ def placement(folder: Path, *, primitive: bool) -> dict[str, Any]:
     OpenVINO's own `runtimePrecision` says i8 of float kernels too that unpack 8-bit weights.
     """
     path = folder / MODEL_FILES["decode"]
-    kernels, graph = list(_kernels(path)), load_graph(path).graph
+    graph = load_graph(path).graph
+    kernels = list(_kernels(path, graph))
     products = {node: kernel for kernel in kernels if kernel.op in PRODUCTS for node in kernel.nodes}
     fallbacks = unencoded(graph) if primitive else []
     fallbacks += [
         {"node": name, "reason": _why(products.get(name))}
-        for name in weight_products(graph)
+        for name in (node.name or "" for node in weight_products(graph))
         if name not in products or _kind(products[name]) != "integer"
     ]
     return placement_facts(
@@ -71,8 +72,8 @@ def unsupported(graph: ir.Graph, fallbacks: list[dict[str, str]]) -> list[dict[s
     return [{"op": op, "reason": f"{reason} ({n} nodes)"} for (op, reason), n in sorted(counts.items())]
 
 
-def _kernels(path: Path) -> Iterator[Kernel]:
-    for node in compile_method(path, threads=1).get_runtime_model().get_ordered_ops():
+def _kernels(path: Path, graph: ir.Graph) -> Iterator[Kernel]:
+    for node in compile_method(path, graph, threads=1).get_runtime_model().get_ordered_ops():
         facts = {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
         if facts["layerType"] in NO_KERNELS:
             continue

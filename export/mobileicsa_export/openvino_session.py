@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import openvino as ov
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ from mobileicsa_export.onnx import MODEL_FILES
 from mobileicsa_export.onnx_identity import check_identity, check_target
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_session import host_kernels
-from mobileicsa_export.openvino_reading import read_core
+from mobileicsa_export.openvino_reading import read_core, scales_of_products
 
 DEVICE = "CPU"
 
@@ -40,9 +41,9 @@ def configuration(*, threads: int | None, sums_exact: bool) -> dict[str, Any]:
     }
 
 
-def compile_method(path: Path, *, threads: int | None) -> ov.CompiledModel:
-    """One checked model file, compiled; VerificationError where OpenVINO cannot."""
-    core = read_core()
+def compile_method(path: Path, graph: ir.Graph, *, threads: int | None) -> ov.CompiledModel:
+    """One checked model file of that graph, compiled; VerificationError where OpenVINO cannot."""
+    core = read_core(scales_of_products(graph))
     settings = configuration(threads=threads, sums_exact=host_kernels().mixed_sign_exact)
     try:
         return core.compile_model(core.read_model(path), DEVICE, settings)
@@ -60,7 +61,7 @@ class OpenvinoSession:
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
             check_target(folder / file, model, target)
-            self._requests[method] = compile_method(folder / file, threads=threads).create_infer_request()
+            self._requests[method] = compile_method(folder / file, model.graph, threads=threads).create_infer_request()
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]

@@ -61,7 +61,7 @@ def test_openvino_gives_the_simulators_integers_in_integer_kernels(scheme: str, 
 def test_a_primitive_file_has_no_real_tensor_and_gives_the_simulators_integers(tmp_path: Path) -> None:
     frozen, made_for = tiny_frozen("w8a8"), target(nonlinear="primitive")
     assert write(frozen, tmp_path, made_for).facts["float_tensors"] == 0
-    assert equal_share(frozen, tmp_path, made_for) >= 0.97
+    assert equal_share(frozen, tmp_path, made_for) >= 0.99
 
 
 def test_float_products_are_named_with_the_reason(tmp_path: Path) -> None:
@@ -84,8 +84,13 @@ def test_a_file_of_another_target_is_refused(tmp_path: Path) -> None:
         OpenvinoBackend().open(tmp_path, tiny_spec(), other)
 
 
-@pytest.mark.parametrize(("dtype", "scale", "zero_point"), [(np.int8, 2.0**-5, -17), (np.int16, 0.00123, -3000)])
-def test_a_quantize_node_rounds_as_the_simulator(dtype: type, scale: float, zero_point: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point", "of_products"),
+    [(np.int8, 0.0371, -17, set()), (np.int8, 0.0371, -17, {"scale"}), (np.int16, 0.00123, -3000, set())],
+)
+def test_a_quantize_node_rounds_as_the_simulator(
+    dtype: type, scale: float, zero_point: int, of_products: set[str]
+) -> None:
     from mobileicsa_export.openvino_reading import read_core
     from mobileicsa_export.openvino_session import configuration
 
@@ -102,8 +107,8 @@ def test_a_quantize_node_rounds_as_the_simulator(dtype: type, scale: float, zero
         ],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
-    core = read_core()
+    core = read_core(of_products)
     read = core.read_model(model.SerializeToString())
     got = core.compile_model(read, "CPU", configuration(threads=1, sums_exact=True))([x])[0]
     q = np.rint(x * np.float32(1.0 / float(np.float32(scale)))) + zero_point
-    assert (got != np.clip(q, limits.min, limits.max)).mean() <= 1e-4
+    np.testing.assert_array_equal(got, np.clip(q, limits.min, limits.max))
