@@ -1,4 +1,4 @@
-"""Encodings of a frozen decoder as AIMET and QNN read them (JSON forms 0.6.1, 1.0.0, 2.0.0), by the files' tensor names.
+"""Encodings of a decoder as AIMET and QNN read them (JSON forms 0.6.1, 1.0.0, 2.0.0), by tensor names of the files.
 
 The older two store unsigned grids: real = scale * (u + offset) with u in [0, 2**bits - 1]. Our signed integer q with
 zero point z is u = q + 2**(bits - 1), so offset = -(z + 2**(bits - 1)). Form 2.0.0 is ours: scale * (q - z), an axis.

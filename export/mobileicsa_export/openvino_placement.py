@@ -45,7 +45,7 @@ def placement(folder: Path, *, primitive: bool) -> dict[str, Any]:
     """
     path = folder / MODEL_FILES["decode"]
     graph = load_graph(path).graph
-    kernels = list(_kernels(path, graph))
+    kernels = list(_kernels(path))
     products = {node: kernel for kernel in kernels if kernel.op in PRODUCTS for node in kernel.nodes}
     fallbacks = unencoded(graph) if primitive else []
     fallbacks += [
@@ -72,8 +72,8 @@ def unsupported(graph: ir.Graph, fallbacks: list[dict[str, str]]) -> list[dict[s
     return [{"op": op, "reason": f"{reason} ({n} nodes)"} for (op, reason), n in sorted(counts.items())]
 
 
-def _kernels(path: Path, graph: ir.Graph) -> Iterator[Kernel]:
-    for node in compile_method(path, graph, threads=1).get_runtime_model().get_ordered_ops():
+def _kernels(path: Path) -> Iterator[Kernel]:
+    for node in compile_method(path, threads=1).get_runtime_model().get_ordered_ops():
         facts = {key: str(getattr(value, "value", value)) for key, value in node.get_rt_info().items()}
         if facts["layerType"] in NO_KERNELS:
             continue

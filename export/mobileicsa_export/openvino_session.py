@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import openvino as ov
 from numpy.typing import NDArray
 
@@ -41,9 +40,9 @@ def configuration(*, threads: int | None, sums_exact: bool) -> dict[str, Any]:
     }
 
 
-def compile_method(path: Path, graph: ir.Graph, *, threads: int | None) -> ov.CompiledModel:
-    """One checked model file of that graph, compiled; VerificationError where OpenVINO cannot."""
-    core = read_core(scales_of_products(graph))
+def compile_method(path: Path, *, threads: int | None) -> ov.CompiledModel:
+    """One model file, checked and compiled; VerificationError where OpenVINO cannot."""
+    core = read_core(scales_of_products(load_graph(path).graph))
     settings = configuration(threads=threads, sums_exact=host_kernels().mixed_sign_exact)
     try:
         return core.compile_model(core.read_model(path), DEVICE, settings)
@@ -61,7 +60,7 @@ class OpenvinoSession:
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
             check_target(folder / file, model, target)
-            self._requests[method] = compile_method(folder / file, model.graph, threads=threads).create_infer_request()
+            self._requests[method] = compile_method(folder / file, threads=threads).create_infer_request()
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]

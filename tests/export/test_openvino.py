@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 from mobileicsa_export.onnx import OnnxBackend
-from mobileicsa_export.onnx_graph import OPSET
 from mobileicsa_export.openvino import OpenvinoBackend
 from tiny_frozen import CONTEXT, generate, target, tiny_frozen, tiny_spec
 
@@ -106,7 +105,7 @@ def test_a_quantize_node_rounds_as_the_simulator(
             onnx.helper.make_tensor("zero_point", kind, [], [zero_point]),
         ],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     core = read_core(of_products)
     read = core.read_model(model.SerializeToString())
     got = core.compile_model(read, "CPU", configuration(threads=1, sums_exact=True))([x])[0]
