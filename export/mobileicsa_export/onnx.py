@@ -43,6 +43,7 @@ class OnnxBackend:
         from mobileicsa_export.encodings import write_encodings
         from mobileicsa_export.onnx_data import SharedData
         from mobileicsa_export.onnx_graph import convert, to_qdq_form
+        from mobileicsa_export.onnx_load import load_graph
         from mobileicsa_export.onnx_names import rename
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,10 @@ class OnnxBackend:
         facts |= facts["decode"]
         files = tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE))
         frozen = any(isinstance(module, QdqEdge) for module in decoder.modules())
-        return Written(files=files + (write_encodings(decoder, folder) if frozen else ()), facts=facts)
+        if frozen:
+            graphs = [load_graph(folder / name).graph for name in MODEL_FILES.values()]
+            files += write_encodings(decoder, graphs, folder)
+        return Written(files=files, facts=facts)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         return _open(folder, spec, target, threads, "fast")

@@ -45,9 +45,9 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     fallbacks = unencoded(graph) if primitive else []
     in_integers = {kernel.node for kernel in kernels if kernel.op in INTEGER_PRODUCTS}
     fallbacks += [
-        {"node": name, "reason": "ONNX Runtime multiplies its weight in float on this CPU"}
-        for name in _weight_products(graph)
-        if name not in in_integers
+        {"node": node.name or "", "reason": "ONNX Runtime multiplies its weight in float on this CPU"}
+        for node in weight_products(graph)
+        if node.name not in in_integers
     ]
     products = [
         "integer" if kernel.op in INTEGER_PRODUCTS else "float"
@@ -57,9 +57,9 @@ def placement(folder: Path, method: str = "decode", *, primitive: bool = False) 
     return placement_facts([(kernel.op, _kind(kernel)) for kernel in kernels], products, fallbacks)
 
 
-def _weight_products(graph: ir.Graph) -> list[str]:
+def weight_products(graph: ir.Graph) -> list[ir.Node]:
     """Matrix products of the file with a constant, dequantised or not."""
-    return [node.name or "" for node in graph if node.op_type in FLOAT_PRODUCTS and _is_weight(node.inputs[1])]
+    return [node for node in graph if node.op_type in FLOAT_PRODUCTS and _is_weight(node.inputs[1])]
 
 
 def _is_weight(value: ir.Value | None) -> bool:

@@ -17,8 +17,9 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.cores import physical_cores
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa.program.methods import input_names, output_names
-from mobileicsa_export.onnx import METADATA_KEYS, MODEL_FILES
+from mobileicsa.program.methods import input_names
+from mobileicsa_export.onnx import MODEL_FILES
+from mobileicsa_export.onnx_identity import check_identity, check_target
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_lowering import Kernels, lower
 
@@ -83,20 +84,14 @@ class OnnxSession:
         self._names = input_names(spec)
         self._sessions: dict[str, ort.InferenceSession] = {}
         for method, file in MODEL_FILES.items():
-            session = start(folder / file, threads=threads, numerics=numerics)
-            _check_identity(folder / file, session, spec, method)
-            self._sessions[method] = session
+            check_identity(folder / file, load_graph(folder / file), spec, method)
+            self._sessions[method] = start(folder / file, threads=threads, numerics=numerics)
         self._folder = folder
 
     def check_target(self, target: Target) -> None:
         """VerificationError where the files were written for another target than that of the artifact."""
-        for method, session in self._sessions.items():
-            found = session.get_modelmeta().custom_metadata_map["target"]
-            if found != target.name:
-                raise VerificationError(
-                    f"{self._folder / MODEL_FILES[method]}: was written for target {found}, expected {target.name}",
-                    hint="export the artifact again for the target that you need",
-                )
+        for file in MODEL_FILES.values():
+            check_target(self._folder / file, load_graph(self._folder / file), target)
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
@@ -110,18 +105,3 @@ class OnnxSession:
 
     def close(self) -> None:
         self._sessions.clear()
-
-
-def _check_identity(path: Path, session: ort.InferenceSession, spec: ModelSpec, method: str) -> None:
-    """A sound file of another model or method must not run; nor one cut where its last fields begin."""
-    facts = session.get_modelmeta().custom_metadata_map
-    if not set(facts) >= METADATA_KEYS:
-        raise VerificationError(f"{path}: lacks its metadata {sorted(METADATA_KEYS - set(facts))}: is it whole?")
-    if facts["method"] != method:
-        raise VerificationError(f"{path}: holds the method {facts['method']}, expected {method}")
-    found = ([i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()])
-    if found != (input_names(spec), output_names(spec)):
-        raise VerificationError(f"{path}: its inputs and outputs are not those of this {spec.num_layers}-layer model")
-    vocabulary = session.get_outputs()[0].shape[-1]
-    if vocabulary != spec.vocab_size:
-        raise VerificationError(f"{path}: has {vocabulary} logits, the model {spec.vocab_size}")

@@ -20,6 +20,28 @@ def unencoded(graph: ir.Graph) -> list[dict[str, str]]:
     return found
 
 
+def real_tensors(graph: ir.Graph) -> list[str]:
+    """Names of tensors that hold real numbers and have no encoding: neither made by a DQ nor quantised at once, nor
+    the sum of a product before its int32 bias. Scales are part of an encoding. None are left for an integer compiler.
+    """
+    constants = [
+        value.name or ""
+        for value in graph.initializers.values()
+        if value.dtype == ir.DataType.FLOAT and any(use.node.op_type not in BOUNDARIES for use in value.uses())
+    ]
+    return constants + [
+        value.name or ""
+        for node in graph
+        if node.op_type != "DequantizeLinear"
+        for value in node.outputs
+        if value.dtype == ir.DataType.FLOAT and (value.is_graph_output() or _unquantised(node, value))
+    ]
+
+
+def _unquantised(node: ir.Node, value: ir.Value) -> bool:
+    return any(user.op_type != "QuantizeLinear" and not _adds_bias(node, user) for user, _ in value.uses())
+
+
 def _bare_input(node: ir.Node) -> str | None:
     for value in node.inputs:
         if value is None or value.dtype != ir.DataType.FLOAT:

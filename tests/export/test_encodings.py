@@ -1,106 +1,150 @@
-"""The encodings files name the tensors of model.onnx, all of them, and mean the same integers."""
+"""The encodings files name the tensors of the ONNX files, all of them, and mean the same integers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from mobileicsa_export.encodings import FILES
-from mobileicsa_export.onnx import OnnxBackend
+from mobileicsa_export.onnx import MODEL_FILES, OnnxBackend
 from tiny_frozen import CONTEXT, target, tiny_frozen
 
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 
-BITS = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT16: 16}
-
-# Edges whose tensors the graph holds as integers: nothing quantises them there.
-STORED_AS_INTEGERS = {"embed.codes", "embed.row_scales", "rope_tables.0", "mask"}
+FORMS = tuple(FILES)
+QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
 @pytest.fixture(scope="module")
 def frozen() -> FrozenModel:
-    return tiny_frozen("w4a8")
+    return tiny_frozen("w4a8", qkv_bias=True)
 
 
-@pytest.fixture(scope="module")
-def folder(frozen: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["fused", "primitive"])
+def folder(request: pytest.FixtureRequest, frozen: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("encodings")
-    # Primitive: every edge of the plan has its Q in this graph.
-    OnnxBackend().write(build_decoder(frozen, primitive=True), target(), folder, {"context": CONTEXT})
+    OnnxBackend().write(build_decoder(frozen, primitive=request.param), target(), folder, {"context": CONTEXT})
     return folder
 
 
 def entries(folder: Path, form: str) -> dict[str, dict[str, Any]]:
-    """name -> {"bits", "scale": [...], "offset": [...]} whichever the form."""
+    """name -> {"bits", "scale": [...], "zero_point": [...] of signed integers, "axis"} whichever the form."""
     data = json.loads((folder / FILES[form]).read_text(encoding="utf-8"))
     assert data["version"] == form
+    if form == "2.0.0":
+        return {entry["name"]: _newest(entry) for entry in data["encodings"]}
     sections = (data["activation_encodings"], data["param_encodings"])
     if form == "1.0.0":
-        return {e["name"]: {"bits": e["bw"], **e} for section in sections for e in section}
+        rows = [(e["name"], e["bw"], e["scale"], e["offset"]) for section in sections for e in section]
+    else:
+        rows = [
+            (name, e[0]["bitwidth"], [c["scale"] for c in e], [c["offset"] for c in e])
+            for section in sections
+            for name, e in section.items()
+        ]
+    assert len({name for name, *_ in rows}) == len(rows)
     return {
-        name: {"bits": e[0]["bitwidth"], "scale": [c["scale"] for c in e], "offset": [c["offset"] for c in e]}
-        for section in sections
-        for name, e in section.items()
+        name: {"bits": bits, "scale": scale, "zero_point": [-offset - 2 ** (bits - 1) for offset in offsets]}
+        for name, bits, scale, offsets in rows
     }
 
 
-@pytest.mark.parametrize("form", FILES)
-def test_every_quantize_node_has_an_entry_that_means_its_integers(frozen: FrozenModel, folder: Path, form: str) -> None:
-    known, graph = entries(folder, form), onnx.load(folder / "model.onnx").graph
-    stored = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
-    kinds = {i.name: i.data_type for i in graph.initializer}
-    nodes = [n for n in graph.node if n.op_type == "QuantizeLinear"]
-    assert len(nodes) == len(set(frozen.plan.edges) - STORED_AS_INTEGERS)
-    for node in nodes:
-        entry, bits = known[node.input[0]], BITS[kinds[node.input[2]]]
-        scale, zero = stored[node.input[1]], int(stored[node.input[2]])
-        x = np.linspace(-1.1, 1.1, 41, dtype=np.float32) * scale * 2 ** (bits - 1)
-        ours = np.clip(np.rint(x / scale) + zero, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        theirs = np.clip(np.rint(x / np.float32(entry["scale"][0])) - entry["offset"][0], 0, 2 ** entry["bits"] - 1)
-        np.testing.assert_array_equal(ours, theirs - 2 ** (bits - 1), err_msg=node.name)
+def _newest(entry: dict[str, Any]) -> dict[str, Any]:
+    scale = np.atleast_1d(entry["y_scale"])
+    zero = np.atleast_1d(entry.get("y_zero_point", np.zeros(scale.shape, int)))
+    bits = int(entry["output_dtype"].removeprefix("int"))
+    return {"bits": bits, "scale": scale, "zero_point": zero, "axis": entry.get("axis")}
 
 
-@pytest.mark.parametrize("form", FILES)
+def quantised(folder: Path) -> Iterator[tuple[str, ir.Node]]:
+    """Each Q and DQ of both files with the name of its real-valued tensor; a stored one's is its integers' name."""
+    for file in MODEL_FILES.values():
+        for node in ir.load(folder / file).graph:
+            if node.op_type not in QDQ:
+                continue
+            source = node.inputs[0]
+            if node.op_type == "QuantizeLinear":
+                yield source.name, node
+            elif source.producer() is not None and source.producer().op_type == "Transpose":
+                turned = source.producer().inputs[0]  # a tied head reads the embedding's table
+                yield turned.name if turned.is_initializer() else node.outputs[0].name, node
+            else:
+                yield source.name if source.is_initializer() else node.outputs[0].name, node
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_q_and_dq_has_an_entry_with_its_values(frozen: FrozenModel, folder: Path, form: str) -> None:
+    known, seen = entries(folder, form), 0
+    for name, node in quantised(folder):
+        entry, zero = known[name], node.inputs[2]
+        bits = frozen.plan.weights[name].bits if name in frozen.plan.weights else zero.dtype.itemsize * 8
+        assert entry["bits"] == bits, name
+        np.testing.assert_array_equal(np.float32(entry["scale"]), node.inputs[1].const_value.numpy().ravel())
+        np.testing.assert_array_equal(entry["zero_point"], zero.const_value.numpy().ravel())
+        seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_cache_has_the_encoding_of_the_dq_that_reads_it(frozen: FrozenModel, folder: Path, form: str) -> None:
+    known = entries(folder, form)
+    graph = ir.load(folder / MODEL_FILES["decode"]).graph
+    caches = [value for value in graph.inputs if value.dtype == ir.DataType.INT8]
+    assert len(caches) == 2 * frozen.plan.spec.num_layers
+    for value in caches:
+        reader, entry = value, known[value.name]
+        while (node := reader.uses()[0].node).op_type != "DequantizeLinear":
+            reader = node.outputs[0]
+        assert entry["scale"] == [float(node.inputs[1].const_value.numpy())]
+        assert list(entry["zero_point"]) == [int(node.inputs[2].const_value.numpy())]
+        written = known[value.name.replace("past_key_values", "present")]
+        assert (written["scale"], written["bits"]) == (entry["scale"], 8)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_entry_is_a_tensor_of_the_files(frozen: FrozenModel, folder: Path, form: str) -> None:
+    names: set[str] = set()
+    for file in MODEL_FILES.values():
+        graph = onnx.load(folder / file, load_external_data=False).graph
+        names |= {v.name for v in (*graph.input, *graph.initializer)} | {o for n in graph.node for o in n.output}
+    known = set(entries(folder, form))
+    assert known <= names
+    assert {"logits", "head.logits", "layers.0.attn.q_proj.weight", "embed.weight", *frozen.plan.weights} <= known
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_weight_has_one_encoding_a_channel_that_means_its_integers(
     frozen: FrozenModel, folder: Path, form: str
 ) -> None:
     known = entries(folder, form)
-    names = {i.name for i in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer}
     for name, weight in frozen.plan.weights.items():
-        assert name in names
-        entry, integers = known[name], frozen.tensors[name].numpy().astype(np.float64)
+        entry = known[name]
         assert entry["bits"] == weight.bits
-        scale, offset = (np.array(entry[key])[:, None] for key in ("scale", "offset"))
-        unsigned = integers + 2 ** (weight.bits - 1)
-        real = integers * frozen.tensors[f"{name}.scale"].numpy()[:, None]
-        np.testing.assert_allclose(scale * (unsigned + offset), real, rtol=1e-7)
+        np.testing.assert_allclose(entry["scale"], frozen.tensors[f"{name}.scale"].numpy(), rtol=1e-7)
+        assert not np.any(entry["zero_point"])
 
 
-@pytest.mark.parametrize("form", FILES)
-def test_every_edge_and_weight_of_the_plan_has_an_entry(frozen: FrozenModel, folder: Path, form: str) -> None:
-    assert len(entries(folder, form)) == len(frozen.plan.edges) + len(frozen.plan.weights)
-
-
-@pytest.mark.parametrize("form", FILES)
-def test_every_stored_weight_of_the_graph_has_an_entry(folder: Path, form: str) -> None:
+def test_the_newest_form_names_the_axis_of_the_stored_tensor(frozen: FrozenModel, folder: Path) -> None:
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-    produced = {n.output[0]: n for n in graph.node}
-    read = {n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in produced}
-    stored = read & {i.name for i in graph.initializer}
-    assert len(stored) >= 14
-    assert stored <= set(entries(folder, form))
+    shapes = {i.name: tuple(i.dims) for i in graph.initializer}
+    known = entries(folder, "2.0.0")
+    for name in frozen.plan.weights:
+        assert shapes[name][known[name]["axis"]] == len(known[name]["scale"]), name
+    assert known["layers.0.attn.softmax.out"]["axis"] is None
 
 
 def test_the_older_form_states_the_range_of_the_grid(folder: Path) -> None:
     data = json.loads((folder / FILES["0.6.1"]).read_text(encoding="utf-8"))
-    (entry,) = data["activation_encodings"]["layers.0.attn.softmax.out"]
-    assert entry["min"] == 0.0
-    assert entry["max"] == pytest.approx(entry["scale"] * 65535, rel=1e-9)
-    assert entry["max"] >= 1.0
-    assert entry["is_symmetric"] == "False"
+    for (entry,) in data["activation_encodings"].values():
+        steps = 2 ** entry["bitwidth"]
+        assert entry["min"] == entry["scale"] * entry["offset"]
+        assert entry["max"] == pytest.approx(entry["min"] + entry["scale"] * (steps - 1), rel=1e-9)
+        assert entry["is_symmetric"] == str(entry["offset"] == -steps // 2)
