@@ -23,7 +23,7 @@ from mobileicsa_export.tosa_shards import each_record, read_index
 from benchmarks.steps import RESULTS, WINDOW
 from benchmarks.tosa.agreement import compare
 from mobileicsa.artifact.exported import export_artifact
-from mobileicsa.artifact.lowered import Lowered, cache_folder
+from mobileicsa.artifact.lowered import Lowered
 from mobileicsa.artifact.model import QuantizedModel
 from mobileicsa.bench.environment import environment
 from mobileicsa.evaluate.perplexity import plan_windows
@@ -99,11 +99,11 @@ def _agreements(lowered: Lowered, tosa: QuantizedModel, text: str) -> dict[str, 
     return found
 
 
-def estimates(artifact: Path, targets: list[str]) -> dict[str, Any]:
-    """What Vela says of the whole artifact for each target, lowered into the cache."""
+def estimates(artifact: Path, lowered: Path, targets: list[str]) -> dict[str, Any]:
+    """What Vela says of the whole artifact for each target, compiled beside what was lowered of it."""
     found = {}
     for name in targets:
-        output = cache_folder() / f"{artifact.name}-{name}"
+        output = lowered.with_name(f"{lowered.name}-{name}")
         path = output.with_suffix(".json")
         if not path.is_file():
             facts = export_artifact(artifact, find_target(name), output, Quiet())
@@ -138,7 +138,7 @@ def main() -> None:
         "flatbuffers": held(lowered.files / "tosa"),
         "agreement": agreements(lowered, tosa, text, work),
         "perplexity": perplexities(tosa, simulator, text, options.windows, work),
-        "vela": estimates(options.artifact, options.vela),
+        "vela": estimates(options.artifact, lowered.files, options.vela),
         "environment": environment(),
     }
     RESULTS.mkdir(exist_ok=True)
