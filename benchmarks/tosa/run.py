@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mobileicsa_export.tosa import totals
+from mobileicsa_export.tosa_shards import each_record, read_index
 
 from benchmarks.steps import RESULTS, WINDOW
 from benchmarks.tosa.agreement import compare
 from mobileicsa.artifact.exported import export_artifact
-from mobileicsa.artifact.lowered import Lowered, cache_folder
+from mobileicsa.artifact.lowered import Lowered
 from mobileicsa.artifact.model import QuantizedModel
 from mobileicsa.bench.environment import environment
 from mobileicsa.evaluate.perplexity import plan_windows
@@ -61,8 +63,29 @@ def perplexities(tosa: QuantizedModel, simulator: QuantizedModel, text: str, cou
     return {**found, "same_best_token": sum(same) / len(same)}
 
 
-def agreements(lowered: Lowered, tosa: QuantizedModel, text: str) -> dict[str, Any]:
+def held(folder: Path) -> dict[str, Any]:
+    """Tensors by type in all flatbuffers of a method, the real-valued ones, and bytes."""
+    found = {}
+    for method in read_index(folder)["methods"]:
+        records = list(each_record(folder, method))
+        found[method] = {
+            "dtypes": totals(r.dtypes for r in records),
+            "float_tensors": sum(r.float_tensors for r in records),
+            "bytes": sum(r.bytes for r in records),
+        }
+    return found
+
+
+def agreements(lowered: Lowered, tosa: QuantizedModel, text: str, work: Path) -> dict[str, Any]:
     """Both methods behind the prefix: a whole chunk of the text, then one token behind the simulator's cache."""
+    path = work / "agreement.json"
+    if not path.is_file():
+        write_json(path, _agreements(lowered, tosa, text))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _agreements(lowered: Lowered, tosa: QuantizedModel, text: str) -> dict[str, Any]:
     runner, chunk = tosa.runner, lowered.target.prefill_chunk
     ids = [*tosa.first, *tosa.tokenizer.encode(text[:100_000])][: chunk + 1]
     runner.reset()
@@ -76,11 +99,11 @@ def agreements(lowered: Lowered, tosa: QuantizedModel, text: str) -> dict[str, A
     return found
 
 
-def estimates(artifact: Path, targets: list[str]) -> dict[str, Any]:
-    """What Vela says of the whole artifact for each target, lowered into the cache."""
+def estimates(artifact: Path, lowered: Path, targets: list[str]) -> dict[str, Any]:
+    """What Vela says of the whole artifact for each target, compiled beside what was lowered of it."""
     found = {}
     for name in targets:
-        output = cache_folder() / f"{artifact.name}-{name}"
+        output = lowered.with_name(f"{lowered.name}-{name}")
         path = output.with_suffix(".json")
         if not path.is_file():
             facts = export_artifact(artifact, find_target(name), output, Quiet())
@@ -112,9 +135,10 @@ def main() -> None:
         "layers": lowered.frozen.plan.spec.num_layers,
         "text": options.text.name,
         "target": {"context": lowered.target.context, "prefill_chunk": lowered.target.prefill_chunk},
-        "agreement": agreements(lowered, tosa, text),
+        "flatbuffers": held(lowered.files / "tosa"),
+        "agreement": agreements(lowered, tosa, text, work),
         "perplexity": perplexities(tosa, simulator, text, options.windows, work),
-        "vela": estimates(options.artifact, options.vela),
+        "vela": estimates(options.artifact, lowered.files, options.vela),
         "environment": environment(),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
+from mobileicsa_export.tosa_ties import PRODUCT_LIMIT, common_ties, irregular_ties, tie_factor
 from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Sum, Value
 
-# RESCALE makes numbers below 2**29, MUL's result must fit 32 bits.
-SUM_LIMIT, PRODUCT_LIMIT = 2**29 - 1, 2**31 - 1
+# What RESCALE makes stays below it.
+SUM_LIMIT = 2**29 - 1
 # Bits below the finer of two summands' steps that are kept where their grids do not fit each other.
 GUARD_BITS = 10
-# Grids that fit each other so well that one value in so many is a tie; squares meet theirs far more often.
-MAX_TIE_DISTANCE = 2**16
 
 
 class Arithmetic:
@@ -116,7 +115,7 @@ class Arithmetic:
             tensor = self._limited(tensor, math.floor(SUM_LIMIT / 2 / float(np.max(ratio))))
         ties = None if isinstance(x.scale, np.ndarray) else common_ties(x.scale, scale, x.bound)
         if ties is not None:
-            tensor, ratio = self._ties_to_even(tensor, ties)
+            tensor, ratio = self._as_program(tensor, ties, scale, zero, dtype)
         if dtype == "INT8" or zero == 0:
             return self.graph.rescale(tensor, ratio, dtype, zero_out=zero)
         return self.graph.rescale(self.shifted(self.graph.rescale(tensor, ratio, "INT32"), zero), 1.0, dtype)
@@ -126,8 +125,8 @@ class Arithmetic:
             x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), end), "INT32"))
         return x
 
-    def _ties_to_even(self, x: Tensor, ratio: Fraction) -> tuple[Tensor, float]:
-        """A tensor and scale for RESCALE, which rounds ties up: a hair lower where that would give an odd number.
+    def _as_program(self, x: Tensor, ratio: Fraction, out: float, zero: int, dtype: str) -> tuple[Tensor, float]:
+        """A tensor and scale for RESCALE, which rounds ties up: a hair lower where the program rounds down.
 
         Multiplier and shift hold a power of two exactly. For other ratios a tie is first moved a hair up.
         """
@@ -135,14 +134,19 @@ class Arithmetic:
         def number(value: int) -> Tensor:
             return self.graph.constant(np.full((1,) * len(x.shape), value), "INT32")
 
-        times, exact = _tie_factor(ratio)
+        times, exact = tie_factor(ratio)
         scale = ratio.numerator / ratio.denominator / times
         if times != 1:
             x = self.graph.multiply(x, number(times), 0)
         if not exact:
             x = self.shifted(x, 1)
-        odd = self.graph.binary("BITWISE_AND", self.graph.rescale(x, scale, "INT32"), number(1))
-        lower = odd if exact else self.graph.binary("ADD", odd, odd)
+        down = None if exact or dtype != "INT8" else irregular_ties(out, zero)
+        if down is not None:
+            rounded = self.graph.rescale(x, scale, "INT8", zero_out=zero)
+            lower = self.graph.rescale(self.table(rounded, 2 * down, "INT8"), 1.0, "INT32")
+        else:
+            odd = self.graph.binary("BITWISE_AND", self.graph.rescale(x, scale, "INT32"), number(1))
+            lower = odd if exact else self.graph.binary("ADD", odd, odd)
         return self.graph.binary("SUB", x, lower), scale
 
     def table(self, x: Tensor, codes: NDArray[np.int64], dtype: str) -> Tensor:
@@ -176,20 +180,3 @@ def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
     bits = 0 if np.all(np.frexp(ratio)[0] == 0.5) else GUARD_BITS
     bits = min(bits, math.floor(math.log2(SUM_LIMIT * finer / total)))
     return finer * 2.0**-bits, total
-
-
-def common_ties(scale: float, out: float, bound: int) -> Fraction | None:
-    """scale / out where integers times it are often halfway between two.
-
-    The program rounds those to even: it multiplies by the inverse in float32, which leaves a tie one for scales of
-    the short mantissas that plans have, but for a part of those of 1.75.
-    """
-    ratio = Fraction(float(scale)) / Fraction(out)
-    fits = _tie_factor(ratio)[0] * bound <= PRODUCT_LIMIT
-    return ratio if ratio.denominator % 2 == 0 and ratio.denominator <= MAX_TIE_DISTANCE and fits else None
-
-
-def _tie_factor(ratio: Fraction) -> tuple[int, bool]:
-    """What a tensor is multiplied by before its ties are found, and whether the rest is a power of two."""
-    exact = ratio.denominator & (ratio.denominator - 1) == 0
-    return ratio.numerator * (1 if exact else 2), exact

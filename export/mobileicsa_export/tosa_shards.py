@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 INDEX = "shards.json"
 MAX_JSON_BYTES = 1 << 24
 # Raised when the same program is lowered to other operators than before: older files are then made anew.
-FORM = 8
+FORM = 9
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from mobileicsa.core.errors import Unsupported
 
 reference_model = pytest.importorskip("tosa_reference_model", reason="tosa-tools is not installed")
 
-from mobileicsa_export.tosa_arithmetic import Arithmetic, common_ties  # noqa: E402
+from mobileicsa_export.tosa_arithmetic import Arithmetic  # noqa: E402
 from mobileicsa_export.tosa_graph import Tensor as GraphTensor  # noqa: E402
 from mobileicsa_export.tosa_graph import TosaGraph, fixed_point  # noqa: E402
 from mobileicsa_export.tosa_lowering import lower  # noqa: E402
+from mobileicsa_export.tosa_ties import common_ties, irregular_ties  # noqa: E402
 from mobileicsa_export.tosa_values import Sum  # noqa: E402
 
 OPS = torch.ops.quantized_decomposed
@@ -61,9 +62,9 @@ def every_code(dtype: torch.dtype) -> Tensor:
     return torch.arange(limits.min, limits.max + 1).to(dtype)[None, :, None]
 
 
-@pytest.mark.parametrize("mantissa", [1.0, 1.25, 1.5, 79 / 64])
+@pytest.mark.parametrize("mantissa", [1.0, 1.25, 1.5, 1.75, 79 / 64, 107 / 64])
 @pytest.mark.parametrize("zero", [0, -20])
-def test_ties_are_rounded_to_even_as_the_program_does(mantissa: float, zero: int) -> None:
+def test_ties_are_rounded_as_the_program_rounds_them(mantissa: float, zero: int) -> None:
     graph = TosaGraph()
     values = np.arange(-20_000, 20_001, dtype=np.int32)[None]
     x: GraphTensor = graph.input("x", values.shape, "INT32")
@@ -73,6 +74,12 @@ def test_ties_are_rounded_to_even_as_the_program_does(mantissa: float, zero: int
     expected = quantize(torch.from_numpy(values).to(torch.float32) * 2.0**-15, scale, zero, torch.int8).numpy()
     assert common_ties(2.0**-15, scale, 2**17) is not None
     assert np.array_equal(found, expected)
+
+
+def test_only_some_short_scales_round_ties_otherwise_than_to_even() -> None:
+    irregular = [m / 64 for m in range(64, 128) if irregular_ties(m / 64 * 2.0**-8, 3) is not None]
+    assert 1.75 in irregular
+    assert not {1.0, 1.25, 1.5} & set(irregular)
 
 
 @pytest.mark.parametrize("function", [torch.sqrt, torch.reciprocal, torch.exp, torch.sigmoid, torch.tanh])
