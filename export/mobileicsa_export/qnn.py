@@ -38,6 +38,7 @@ class QnnHtpBackend:
     """Writes decode_ctx.onnx and prefill_ctx.onnx, each with its context binary, and shared/ with both in one."""
 
     name = "qnn-htp"
+    target = "qnn-htp-v75"
 
     def unavailable(self) -> str | None:
         missing = [m for m in ("onnxruntime_qnn",) if importlib.util.find_spec(m) is None]

@@ -82,10 +82,11 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
     """Run the golden calls on `model`, each from the golden cache, so that differences do not pile up over calls.
 
     Returns equal_share and max_steps over the 8-bit K/V integers of all calls and of prefill and decode apart, the
-    same for the 16-bit logits, the share of calls with the same best token, and the first layer that ever differs.
+    same for the first layer, where no rounding has piled up yet, and for the 16-bit logits, the share of calls with the
+    same best token, and the first layer that ever differs.
     """
     runner, plan = model.runner, model.plan
-    everything, logits_steps = _Steps(), _Steps()
+    everything, first, logits_steps = _Steps(), _Steps(), _Steps()
     by_method = {"prefill": _Steps(), "decode": _Steps()}
     first_layer: int | None = None
     same_token = identical = calls = 0
@@ -103,6 +104,8 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
             steps = (rows.to(torch.int32) - expected[index].to(torch.int32)).abs()
             everything.add(steps)
             by_method[method].add(steps)
+            if index < 2:
+                first.add(steps)
             if bool(steps.any()):
                 differs = True
                 first_layer = index // 2 if first_layer is None else min(first_layer, index // 2)
@@ -118,6 +121,7 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
         "identical_calls": identical,
         "top1_agreement": same_token / max(calls, 1),
         "first_differing_layer": first_layer,
+        "first_layer": first.to_json(),
         **{name: steps.to_json() for name, steps in by_method.items()},
         "logits": {**logits_steps.to_json(), "bits": plan.edges["head.logits"].bits},
     }

@@ -23,10 +23,9 @@ from mobileicsa.quantize.steps import Progress, Quiet
 # this is a defect, not rounding. The simulator replays its own integers to the last one: its sums are integers, and
 # what it computes in float64 is far from every tie.
 MIN_EQUAL_SHARE = {SIMULATOR: 1.0}
-MIN_EQUAL_SHARE_RUNTIME = 0.75
+MIN_EQUAL_SHARE_FIRST_LAYER = 0.75
 # Float64 leaves a rounding tie to chance once in some 2**29 values.
 MIN_EQUAL_SHARE_EXACT = 0.999
-MIN_TOP1_AGREEMENT = 0.9
 SHOWN_FALLBACKS = 5
 QUIET = Quiet()
 
@@ -106,7 +105,7 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
         model = QuantizedModel.from_pretrained(folder, backend=name)
         # The simulator recorded the texts: running it again would only say that it is deterministic.
         texts = [] if name == SIMULATOR else expected
-        row = _compared(model, golden, texts, MIN_EQUAL_SHARE.get(name, MIN_EQUAL_SHARE_RUNTIME))
+        row = _compared(model, golden, texts, MIN_EQUAL_SHARE.get(name, model.target.least_equal))
         if name == SIMULATOR and row["logits"]["different"]:
             row["ok"], row["reason"] = False, _difference(row)
         if name != SIMULATOR:
@@ -115,7 +114,7 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
             # Products of 16-bit activations are summed in float32 there too: schemes that have them are only measured.
             scheme = model.plan.scheme
             sums_exactly = scheme.bits("norm_out") == 8 and not scheme.wide_edges
-            needed = MIN_EQUAL_SHARE_EXACT if sums_exactly else MIN_EQUAL_SHARE_RUNTIME
+            needed = MIN_EQUAL_SHARE_EXACT if sums_exactly else model.target.least_equal
             exact = QuantizedModel.from_pretrained(folder, backend=name, exact=True)
             row["exact"] = _compared(exact, golden, texts, needed)
             row["ok"] = row["ok"] and row["exact"]["ok"]
@@ -133,7 +132,7 @@ def _lowered(folder: Path, name: str, target: str | None, layers: str | None, pr
     try:
         model = lowered.open(progress)
         simulator = lowered.simulator()
-        row = _compared(model, record(simulator), [], MIN_EQUAL_SHARE.get(name, MIN_EQUAL_SHARE_RUNTIME))
+        row = _compared(model, record(simulator), [], MIN_EQUAL_SHARE.get(name, model.target.least_equal))
         simulator.close()
         if name != SIMULATOR:
             row["placement"] = find_backend(name).placement(model.exported, model.target)
@@ -147,7 +146,11 @@ def _compared(
 ) -> dict[str, Any]:
     """Golden calls and greedy texts of an open model, which is closed; "ok" by the share of equal integers."""
     row = replay(model, golden)
-    row["ok"] = row["equal_share"] >= needed and row["top1_agreement"] >= MIN_TOP1_AGREEMENT
+    row["ok"] = (
+        row["equal_share"] >= needed
+        and row["first_layer"]["equal_share"] >= MIN_EQUAL_SHARE_FIRST_LAYER
+        and row["top1_agreement"] >= model.target.least_top1
+    )
     row["needed_equal_share"] = needed
     if not row["ok"]:
         row["reason"] = _difference(row)

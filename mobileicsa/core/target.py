@@ -24,6 +24,8 @@ class Target:
     - rounding: how its integer kernels round a rescaled sum (the simulator rounds half to even);
     - opset: of the ONNX files written for it;
     - device: what its compiler is told of the device, by that compiler's own names;
+    - least_equal, least_top1: shares of K/V integers and of best tokens equal to the simulator's below which `verify`
+      calls an output wrong; kernels that round otherwise let noise pile up over the layers;
     - context: cache slots including the prefix; prefill_chunk: tokens per prefill call.
     """
 
@@ -39,6 +41,8 @@ class Target:
     rounding: Literal["half_even", "half_up", "half_away"] = "half_even"
     opset: int = 21
     device: dict[str, str | int] = field(default_factory=dict)
+    least_equal: float = 0.75
+    least_top1: float = 0.9
     context: int = 512
     prefill_chunk: int = 64
 

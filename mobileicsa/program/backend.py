@@ -117,6 +117,13 @@ def _loaded(point: EntryPoint) -> Backend:
     return made
 
 
+@runtime_checkable
+class TargetedBackend(Backend, Protocol):
+    """A back end of several targets: `target` names the one that is meant where none is."""
+
+    target: str
+
+
 def find_backend(name: str) -> Backend:
     found = backends()
     if name not in found:

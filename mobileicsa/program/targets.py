@@ -11,6 +11,7 @@ import yaml
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError
 from mobileicsa.core.scheme import SCHEMES, QuantScheme
 from mobileicsa.core.target import Target
+from mobileicsa.program.backend import TargetedBackend, find_backend
 
 DEFAULT_TARGET = "host-cpu"
 
@@ -38,7 +39,10 @@ def find_target(name: str) -> Target:
 
 
 def target_of_backend(backend: str) -> Target:
-    """The first target, by name, that is written by this back end alone, or else by it and others."""
+    """The back end's own choice, or the first target, by name, that it writes alone, or else with others."""
+    chosen = find_backend(backend)
+    if isinstance(chosen, TargetedBackend):
+        return find_target(chosen.target)
     able = [target for target in all_targets().values() if backend in target.backends]
     if not able:
         raise InputError(f"--backend {backend}: no target is written by it", hint="`mobileicsa targets` lists them")
