@@ -52,7 +52,7 @@ def to_qdq_form(model: ir.Model, weight_bits: Mapping[str, int]) -> None:
     _orient_weights(model.graph, weight_bits)
     _type_sums(model.graph)
     layout_on_integers(model.graph)
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
 
 
 def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -180,7 +180,8 @@ def _replace(node: ir.Node, value: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
-def _drop_unused(graph: ir.Graph) -> None:
+def drop_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initialisers that nothing reads."""
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs):
             graph.remove(node, safe=True)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobileicsa.core.errors import Unsupported
-from mobileicsa_export.onnx_graph import constant
+from mobileicsa_export.onnx_graph import constant, drop_unused
 from mobileicsa_export.qnn_moves import encode_moves, make_unsigned
 from mobileicsa_export.qnn_widths import one_width
 
@@ -26,7 +26,7 @@ def to_htp_form(model: ir.Model) -> None:
     encode_moves(graph)
     _divide_one(graph)
     one_width(graph)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def logits_encoding(model: ir.Model) -> tuple[float, int]:
@@ -106,12 +106,3 @@ def _divide_one(graph: ir.Graph) -> None:
         graph.insert_before(node, [one, quotient])
         node.outputs[0].replace_all_uses_with(quotient.outputs[0])
         graph.remove(node, safe=True)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
