@@ -46,7 +46,10 @@ def export(
     output: str | Path,
     *,
     layers: str | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write an artifact's program, or a slice START:STOP of its layers, for another target of `mobileicsa targets`."""
-    return export_artifact(Path(folder), find_target(target), Path(output), progress or Quiet(), layers=layers)
+    return export_artifact(
+        Path(folder), find_target(target), Path(output), progress or Quiet(), layers=layers, overwrite=overwrite
+    )

@@ -46,24 +46,30 @@ def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, pla
 
 
 def export_artifact(
-    folder: Path, target: Target, output: Path, progress: Progress, *, layers: str | None = None
+    folder: Path,
+    target: Target,
+    output: Path,
+    progress: Progress,
+    *,
+    layers: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a finished artifact's program for another target into a new folder `output`; returns its facts.
 
     `layers` START:STOP writes a slice of the model (see `program.slices`). An interrupted export goes on where a back
     end can.
     """
-    check_output(output, folder, overwrite=False)
+    check_output(output, folder, overwrite=overwrite)
     frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
     if layers is not None:
         frozen = slice_layers(frozen, parse_layers(layers, frozen.plan.spec.num_layers))
     check_scheme(frozen.plan.scheme, target)
     run = "export" + sha256_bytes(repr((read_manifest(folder).get("checksum"), target, layers)).encode())[:10]
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
-    with OutputLock(output), Staging(output, run, resumable=resumable) as staging:
+    with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
         facts = write_target(frozen, target, staging.folder, progress)
         staging.write_json(TARGET_FILE, target_json(target))
-        staging.commit()
+        staging.commit(overwrite=overwrite)
     return facts
 
 

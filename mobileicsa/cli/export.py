@@ -28,16 +28,17 @@ def export(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write; must be new or empty."),
+        typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write."),
     ],
     layers: LayersOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output when done.")] = False,
     as_json: JsonFlag = False,
 ) -> Answer:
     """Write an artifact's program for another target. Nothing is quantised again."""
     from mobileicsa import api
 
     with context.obj.progress() as progress:
-        made = api.export(folder, target, output, layers=layers, progress=progress)
+        made = api.export(folder, target, output, layers=layers, overwrite=overwrite, progress=progress)
     document = {**made, "output": str(output)}
     return Answer(document=document, show=lambda console: _show(console, document))
 

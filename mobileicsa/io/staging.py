@@ -37,10 +37,11 @@ class Staging:
     - `stages`: results of finished stages, which never become part of the artifact.
 
     Leaving the `with` block by an error keeps the work space of a `resumable` run and says so in a note on the
-    error, unless the disk failed: then it is removed, because a full disk is what it may have caused.
+    error, with the `flag` that makes the command go on from it; unless the disk failed: then it is removed, because a
+    full disk is what it may have caused.
     """
 
-    def __init__(self, output: Path, run_id: str, *, resumable: bool = True) -> None:
+    def __init__(self, output: Path, run_id: str, *, resumable: bool = True, flag: str | None = "--resume") -> None:
         if not _RUN_ID.fullmatch(run_id):
             raise ValueError(f"run id {run_id!r}: 4 to 64 lower-case letters or digits")
         # Resolved, so that an output that is a link to a folder is replaced where it really lies.
@@ -48,7 +49,7 @@ class Staging:
         self.root = self.output.with_name(f"{self.output.name}.partial-{run_id}")
         self.folder = self.root / "artifact"
         self.stages = StageStore(self.root / "stages")
-        self._resumable = resumable
+        self._resumable, self._flag = resumable, flag
         self._replaced = self.output.with_name(self.output.name + REPLACED_SUFFIX)
 
     def __enter__(self) -> Self:
@@ -66,7 +67,8 @@ class Staging:
         if isinstance(error, WriteFault) or (error is not None and not self._resumable):
             self.discard()
         elif error is not None and self.root.exists():
-            error.add_note(f"finished steps are kept in {self.root}: the same command with --resume goes on from there")
+            again = "the same command" + (f" with {self._flag}" if self._flag else "")
+            error.add_note(f"finished steps are kept in {self.root}: {again} goes on from there")
 
     def path(self, name: str) -> Path:
         """Where the artifact's file `name` is written; its folder exists afterwards."""

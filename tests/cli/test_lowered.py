@@ -125,3 +125,38 @@ def test_fault_58_weights_above_the_devices_ceiling_are_refused_before_heavy_wor
 def test_a_malformed_target_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(Exception, match="strict"):
         strict(**fields)
+
+
+def test_an_export_replaces_only_what_it_is_told_to(command: Command, artifact: Path, tmp_path: Path) -> None:
+    arguments = ("export", artifact, "--target", "generic-npu", "--layers", "0:1", "--output", tmp_path / "out")
+    assert command(*arguments).code == 0
+    refused = command(*arguments)
+    assert (refused.code, "--overwrite" in refused.err) == (2, True)
+    assert command(*arguments, "--overwrite").code == 0
+
+
+def test_an_interrupted_export_goes_on_where_its_back_end_can(
+    command: Command, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobileicsa_export.tosa import TosaBackend
+
+    if TosaBackend().unavailable():
+        pytest.skip(str(TosaBackend().unavailable()))
+    arguments = ("export", artifact, "--target", "tosa", "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+
+        def interrupt(self: TosaBackend, folder: Path, target: Target) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(TosaBackend, "placement", interrupt)
+        stopped = command(*arguments)
+    assert stopped.code == 130
+    assert "the same command goes on from there" in stopped.err
+    assert not (tmp_path / "out").exists()
+
+    def again(*given: object) -> None:
+        raise AssertionError("lowered twice")
+
+    monkeypatch.setattr("mobileicsa_export.tosa_shards.lower", again)
+    assert command(*arguments).code == 0
+    assert (tmp_path / "out" / "tosa" / "shards.json").is_file()
