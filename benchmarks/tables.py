@@ -155,13 +155,12 @@ def ablation(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['model']}, W4A8, the texts and windows of the tables above.",
         "",
-        "| | WikiText-2 | Tiny Shakespeare | time |",
-        "|---|---|---|---|",
+        "| | WikiText-2 | Tiny Shakespeare |",
+        "|---|---|---|",
     ]
     for row in result["rows"]:
         ratios = [f"{row['texts'][text]['ratio']:.3f}×" for text in ("wikitext2", "shakespeare")]
-        minutes = f"{row['quantize_s'] / 60:.1f} min"
-        lines.append(f"| {' | '.join([row['name'], *ratios, minutes])} |")
+        lines.append(f"| {' | '.join([row['name'], *ratios])} |")
     return lines
 
 
