@@ -104,8 +104,14 @@ def _describe(model: ir.Model, method: str, metadata: dict[str, Any]) -> None:
 
 def _facts(model: ir.Model) -> dict[str, Any]:
     from mobileicsa_export.onnx_graph import INTEGER_TYPES
+    from mobileicsa_export.onnx_unencoded import real_tensors
 
     tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     integers = sum(t.nbytes for t in tensors if t.dtype in INTEGER_TYPES)
     ops = Counter(node.op_type for node in model.graph)
-    return {"nodes": sum(ops.values()), "ops": dict(sorted(ops.items())), "integer_initialisers_bytes": integers}
+    return {
+        "nodes": sum(ops.values()),
+        "ops": dict(sorted(ops.items())),
+        "integer_initialisers_bytes": integers,
+        "float_tensors": len(real_tensors(model.graph)),
+    }

@@ -28,7 +28,6 @@ class OpenvinoBackend:
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
         """Also compiles the decode step here, for `unsupported`: products with a weight that OpenVINO runs in float."""
         from mobileicsa_export.onnx_load import load_graph
-        from mobileicsa_export.onnx_unencoded import real_tensors
         from mobileicsa_export.openvino_placement import operators, unsupported
 
         written = OnnxBackend().write(decoder, target, folder, metadata)
@@ -36,7 +35,6 @@ class OpenvinoBackend:
         fallbacks = self.placement(folder, target)["fallbacks"]
         facts = {
             "delegated_share": 1.0 - len(fallbacks) / max(operators(graph), 1),
-            "float_tensors": len(real_tensors(graph)),
             "unsupported": unsupported(graph, fallbacks),
             "estimates": {},
         }

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobileicsa.artifact.manifest import read_manifest
-from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
+from mobileicsa.artifact import layout
+from mobileicsa.artifact.model import read_checked
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
@@ -19,7 +19,8 @@ from mobileicsa.program.backend import ResumableBackend, find_backend
 from mobileicsa.program.delegation import delegation, of_all
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.slices import parse_layers, slice_layers
-from mobileicsa.program.targets import check_scheme
+from mobileicsa.program.targets import check_scheme, check_size, fitting
+from mobileicsa.quantize.packed import packed_bytes
 from mobileicsa.quantize.steps import Progress
 
 TARGET_FILE = "target.json"  # written last: an exported folder without it is not whole
@@ -60,11 +61,13 @@ def export_artifact(
     end can.
     """
     check_output(output, folder, overwrite=overwrite)
-    frozen = QuantizedModel.from_pretrained(folder, backend=SIMULATOR).frozen
+    _, frozen = read_checked(folder)
     if layers is not None:
         frozen = slice_layers(frozen, parse_layers(layers, frozen.plan.spec.num_layers))
+    target = fitting(target, frozen.plan.spec)
     check_scheme(frozen.plan.scheme, target)
-    run = "export" + sha256_bytes(repr((read_manifest(folder).get("checksum"), target, layers)).encode())[:10]
+    check_size(target, packed_bytes(frozen.plan.spec, {name: w.bits for name, w in frozen.plan.weights.items()}))
+    run = "export" + sha256_bytes(repr((sha256_file(folder / layout.MANIFEST), target, layers)).encode())[:10]
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
     with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
         facts = write_target(frozen, target, staging.folder, progress)

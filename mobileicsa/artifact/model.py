@@ -70,16 +70,7 @@ class QuantizedModel(Generates):
         Raises InputError (not an artifact), VerificationError (damaged), EnvironmentFault (back end not installed).
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        for name in (layout.PLAN, layout.WEIGHTS, layout.TOKENIZER):
-            require_files(folder, manifest, name)
-        frozen = read_frozen(folder)
-        if manifest.get("scheme") != frozen.plan.scheme.name:
-            raise VerificationError(
-                f"{folder}: {layout.MANIFEST} says scheme {manifest.get('scheme')}, {layout.PLAN} "
-                f"{frozen.plan.scheme.name}",
-                hint="the folder mixes two artifacts: copy it again or make it anew",
-            )
+        manifest, frozen = read_checked(folder)
         model = cls(folder, frozen.plan, target_of(manifest, target), manifest, backend)
         model._open(frozen, threads, exact)
         return model
@@ -230,6 +221,24 @@ class FloatModel(Generates):
     def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
         """Per branch, predictions (len(branch), vocab) of its tokens; `context` may be empty behind BOS only."""
         return branch_logits(self.decoder, self._behind_bos(context), branches, None)
+
+
+def read_checked(folder: Path) -> tuple[dict[str, Any], FrozenModel]:
+    """Manifest, plan and integers of an artifact, whose files are what the manifest says.
+
+    Raises InputError (not an artifact), VerificationError (damaged).
+    """
+    manifest = read_manifest(folder)
+    for name in (layout.PLAN, layout.WEIGHTS, layout.TOKENIZER):
+        require_files(folder, manifest, name)
+    frozen = read_frozen(folder)
+    if manifest.get("scheme") != frozen.plan.scheme.name:
+        raise VerificationError(
+            f"{folder}: {layout.MANIFEST} says scheme {manifest.get('scheme')}, {layout.PLAN} "
+            f"{frozen.plan.scheme.name}",
+            hint="the folder mixes two artifacts: copy it again or make it anew",
+        )
+    return manifest, frozen
 
 
 def read_frozen(folder: Path) -> FrozenModel:

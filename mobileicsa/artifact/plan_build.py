@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from mobileicsa.io.machine import available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
-from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, check_size, find_target
+from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, check_size, find_target, fitting
 from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe, stages_for, windows_of
@@ -172,7 +172,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     _check_accumulators(spec, scheme, limits)
     for target in targets:
         check_size(target, packed.least)
-    targets = tuple(_fitting(target, spec) for target in targets)
+    targets = tuple(fitting(target, spec) for target in targets)
     memory, disk = estimate(spec, recipe, limits, targets)
     lean, _ = estimate(spec, saving_memory(recipe), limits, targets)
     _check_machine(options.output, memory, lean, disk)
@@ -253,13 +253,6 @@ def _check_finite(checkpoint: Checkpoint, unread: list[str]) -> None:
     for name in checkpoint.tensors.names():
         if name not in unread:
             checkpoint.tensors.get(name)
-
-
-def _fitting(target: Target, spec: ModelSpec) -> Target:
-    """The target with a context no longer than the model's."""
-    if spec.max_context >= target.context:
-        return target
-    return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
 
 
 def _check_machine(output: Path, memory: int, lean: int, disk: int) -> None:

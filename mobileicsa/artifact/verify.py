@@ -10,13 +10,14 @@ from mobileicsa.artifact import layout
 from mobileicsa.artifact.golden import compare_greedy, probe_tokenizer, record, replay
 from mobileicsa.artifact.lowered import Lowered
 from mobileicsa.artifact.manifest import check_files, read_manifest
-from mobileicsa.artifact.model import SIMULATOR, QuantizedModel
+from mobileicsa.artifact.model import SIMULATOR, QuantizedModel, target_of
 from mobileicsa.artifact.tokenizer import Tokenizer
-from mobileicsa.core.errors import MobileICSAError
+from mobileicsa.core.errors import EnvironmentFault, InputError, MobileICSAError
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import ExactBackend, find_backend
 from mobileicsa.program.backend import backends as registered
+from mobileicsa.program.targets import find_target
 from mobileicsa.quantize.steps import Progress, Quiet
 
 # Fused float regions may flip a rounding tie, and a flip moves what follows it (see golden.py). Less agreement than
@@ -53,12 +54,16 @@ def verify(
     result: dict[str, Any] = {"ok": not problems, "problems": problems, "backends": {}}
     if problems:
         return result
-    default = manifest["targets"][manifest["default_target"]]
-    exported = [SIMULATOR, *default["backends"]]
-    known = registered()
-    for name in only or ():
-        if name not in (SIMULATOR, *known):
-            find_backend(name)  # raises the error that says which there are
+    default = target_of(manifest, None)
+    exported = (SIMULATOR, *default.backends)
+    asked = exported
+    if target is not None:
+        made = manifest["targets"]
+        asked = (SIMULATOR, *(target_of(manifest, target) if target in made else find_target(target)).backends)
+    known = (SIMULATOR, *registered())
+    unknown = sorted(set(only or ()) - set(known))
+    if unknown:
+        raise InputError(f"--backend {unknown[0]}: is unknown; known are {', '.join(known)}")
     golden = read_tensors(folder / layout.GOLDEN)
     expected = read_json(folder / layout.GREEDY, max_bytes=layout.MAX_JSON_BYTES)["prompts"]
     wrong = probe_tokenizer(Tokenizer(folder), expected)
@@ -66,10 +71,9 @@ def verify(
         result["ok"] = False
         problems.append(f"{layout.TOKENIZER}: {wrong}")
         return result
-    chosen = exported if only is None else list(dict.fromkeys(only))
-    for name in chosen:
+    for name in dict.fromkeys(only or asked):
         tick = progress.step(f"verify {name}", 1)
-        if name in exported and target is None and layers is None:
+        if name in exported and target in (None, default.name) and layers is None:
             row = _one(folder, name, golden, expected if greedy else [])
         else:
             row = _lowered(folder, name, target, layers, progress)
@@ -77,7 +81,7 @@ def verify(
         fallbacks = row.get("placement", {}).get("fallbacks", [])
         if strict and fallbacks:
             row["ok"] = False
-            problems.append(f"{name}: {describe_fallbacks(fallbacks, row.get('target', default['name']))}")
+            problems.append(f"{name}: {describe_fallbacks(fallbacks, row.get('target', default.name))}")
         tick()
     result["ok"] = all(row.get("ok", True) for row in result["backends"].values())
     if all("skipped" in row for row in result["backends"].values()):
@@ -118,6 +122,8 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
             exact = QuantizedModel.from_pretrained(folder, backend=name, exact=True)
             row["exact"] = _compared(exact, golden, texts, needed)
             row["ok"] = row["ok"] and row["exact"]["ok"]
+    except EnvironmentFault as error:
+        return {"skipped": error.message}
     except MobileICSAError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
     return row
@@ -136,6 +142,8 @@ def _lowered(folder: Path, name: str, target: str | None, layers: str | None, pr
         simulator.close()
         if name != SIMULATOR:
             row["placement"] = find_backend(name).placement(model.exported, model.target)
+    except EnvironmentFault as error:
+        return {"skipped": error.message}
     except MobileICSAError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
     return {**row, "target": lowered.target.name, **({} if layers is None else {"layers": layers})}
@@ -146,14 +154,16 @@ def _compared(
 ) -> dict[str, Any]:
     """Golden calls and greedy texts of an open model, which is closed; "ok" by the share of equal integers."""
     row = replay(model, golden)
-    row["ok"] = (
-        row["equal_share"] >= needed
-        and row["first_layer"]["equal_share"] >= MIN_EQUAL_SHARE_FIRST_LAYER
-        and row["top1_agreement"] >= model.target.least_top1
+    judged = (
+        ("equal integers", row["equal_share"], needed),
+        ("equal integers of the first layer", row["first_layer"]["equal_share"], MIN_EQUAL_SHARE_FIRST_LAYER),
+        ("equal best tokens", row["top1_agreement"], model.target.least_top1),
     )
+    missed = [f"{found:.1%} {what}, {least:.1%} needed" for what, found, least in judged if found < least]
+    row["ok"] = not missed
     row["needed_equal_share"] = needed
-    if not row["ok"]:
-        row["reason"] = _difference(row)
+    if missed:
+        row["reason"] = f"{'; '.join(missed)}: {_difference(row)}"
     if expected:
         row["greedy"] = compare_greedy(model, expected)
     model.close()

@@ -64,7 +64,7 @@ def _show_targets(console: Console, found: list[dict[str, Any]]) -> None:
                 ("  4-bit codes", "-8 to 7" if target["int4_full_range"] else "-7 to 7"),
                 ("  linears multiply", ", ".join(target["linears"]) or "what they can; the rest is reported"),
                 ("  16-bit inputs", "linears multiply them" if target["int16_inputs"] else "no kernels"),
-                ("  rounds", target["rounding"].replace("_", " ")),
+                ("  rounds", target["rounding"] and target["rounding"].replace("_", " ")),
                 ("  at most", None if target["max_bytes"] is None else f"{target['max_bytes']} bytes at once"),
                 ("  device", ", ".join(f"{key} {value}" for key, value in target["device"].items()) or None),
                 ("  context", f"{target['context']} tokens, prompts in chunks of {target['prefill_chunk']}"),

@@ -21,7 +21,8 @@ class Target:
     - linears: pairs of input and weight bits ("a8w4") that its linears multiply in integers; none named: any, and what
       its back ends then run in float they report;
     - max_bytes: the largest program, weights included, that the device takes at once; None: no ceiling known;
-    - rounding: how its integer kernels round a rescaled sum (the simulator rounds half to even);
+    - rounding: how its integer kernels round a rescaled sum, where that is known (the simulator rounds half to even,
+      and a writer imitates it as far as it can);
     - opset: of the ONNX files written for it;
     - device: what its compiler is told of the device, by that compiler's own names;
     - least_equal, least_top1: shares of K/V integers and of best tokens equal to the simulator's below which `verify`
@@ -38,7 +39,7 @@ class Target:
     int16_inputs: bool = False
     linears: tuple[str, ...] = ()
     max_bytes: int | None = None
-    rounding: Literal["half_even", "half_up", "half_away"] = "half_even"
+    rounding: Literal["half_even", "half_up", "half_away"] | None = None
     opset: int = 21
     device: dict[str, str | int] = field(default_factory=dict)
     least_equal: float = 0.75

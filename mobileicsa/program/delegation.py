@@ -10,12 +10,13 @@ def delegation(facts: Mapping[str, Any], placement: Mapping[str, Any]) -> dict[s
     """`delegated_share` (of the operators), `float_tensors` (left in what was lowered), `unsupported` ({"op",
     "reason"}) and `estimates` (a compiler's, never measurements) of what one back end wrote.
 
-    What a back end does not say itself is told from where its operators run: those outside of the accelerated part are
-    not delegated, each float kernel leaves a float tensor.
+    What a back end does not say itself is told from where its operators run: those outside of the accelerated part, or
+    in float although the target does not say so, are not delegated, and each float kernel leaves a float tensor.
     """
     kernels = placement["integer"] + placement["float"] + placement["outside"]
+    lost = max(placement["outside"], len(placement["fallbacks"]))
     told = {
-        "delegated_share": 1.0 - placement["outside"] / kernels if kernels else 1.0,
+        "delegated_share": 1.0 - lost / kernels if kernels else 1.0,
         "float_tensors": placement["float"],
         "unsupported": [{"op": f["node"], "reason": f["reason"]} for f in placement["fallbacks"]],
         "estimates": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from importlib.metadata import entry_points
 from importlib.resources import files
 
@@ -10,6 +11,7 @@ import yaml
 
 from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError
 from mobileicsa.core.scheme import SCHEMES, QuantScheme
+from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.program.backend import TargetedBackend, find_backend
 
@@ -36,6 +38,13 @@ def find_target(name: str) -> Target:
             hint=f"did you mean {near[0]}?" if near else None,
         )
     return targets[name]
+
+
+def fitting(target: Target, spec: ModelSpec) -> Target:
+    """The target with a context no longer than the model's."""
+    if spec.max_context >= target.context:
+        return target
+    return replace(target, context=spec.max_context, prefill_chunk=min(target.prefill_chunk, spec.max_context // 2))
 
 
 def target_of_backend(backend: str) -> Target:

@@ -37,7 +37,7 @@ ON_ARTIFACT: list[tuple[str, int, str]] = [
     ("run {}", 2, "--prompt"),
     ("run {} --prompt x --max-new-tokens 0", 2, "--max-new-tokens"),
     ("run {} --prompt x --temperature -1", 2, "--temperature"),
-    ("verify {} --backend quick", 3, "simulator, onnx, executorch"),
+    ("verify {} --backend quick", 3, "known are simulator, "),
     ("bench {} --baseline flot", 2, "'flot' is not one of 'float'"),
     ("bench {} --repeat 0", 2, "--repeat 0"),
     ("bench {} --prompt-tokens 5000", 2, "use at most"),

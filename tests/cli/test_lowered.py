@@ -66,7 +66,10 @@ def test_export_of_a_slice_tells_what_the_accelerator_takes(command: Command, ar
     document = command(*arguments, "--json").json
     assert document.keys() >= INTERFACE
     assert 0 < document["delegated_share"] <= 1
-    assert isinstance(document["float_tensors"], int)
+    assert document["float_tensors"] == 0
+    fused = command("export", artifact, "--target", "openvino", "--output", tmp_path / "fused", "--json")
+    if fused.code == 0:  # OpenVINO is installed
+        assert fused.json["float_tensors"] > 0
     whole = command("export", artifact, "--target", "generic-npu", "--output", tmp_path / "whole", "--json").json
     sizes = [made["backends"]["onnx"]["files"]["model.onnx"]["bytes"] for made in (document, whole)]
     assert sizes[0] < sizes[1]
@@ -160,3 +163,34 @@ def test_an_interrupted_export_goes_on_where_its_back_end_can(
     monkeypatch.setattr("mobileicsa_export.tosa_shards.lower", again)
     assert command(*arguments).code == 0
     assert (tmp_path / "out" / "tosa" / "shards.json").is_file()
+
+
+def test_a_target_alone_means_its_back_ends(command: Command, artifact: Path) -> None:
+    result = command("verify", artifact, "--target", "generic-npu", "--layers", "0:1", "--no-greedy", "--json")
+    assert result.code == 0
+    assert {name: row["target"] for name, row in result.json["backends"].items()} == {
+        "simulator": "generic-npu",
+        "onnx": "generic-npu",
+    }
+
+
+def test_a_slice_of_an_exported_back_end_is_for_the_artifacts_own_target(command: Command, artifact: Path) -> None:
+    row = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json").json["backends"]["onnx"]
+    assert row["target"] == "host-cpu"
+
+
+def test_a_back_end_that_only_compiles_is_skipped_not_failed(
+    command: Command, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise EnvironmentFault("compiles only")
+
+    monkeypatch.setattr("mobileicsa_export.onnx.OnnxBackend.open", refuse)
+    result = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json")
+    assert result.code == EnvironmentFault.exit_code
+    assert result.json["backends"]["onnx"] == {"skipped": "compiles only"}
+
+
+def test_other_slices_and_other_manifests_have_entries_of_their_own(artifact: Path) -> None:
+    one, same, other = (lowered.Lowered(artifact, "onnx", "generic-npu", text).files for text in ("0:1", ":1", "1:2"))
+    assert one == same != other
