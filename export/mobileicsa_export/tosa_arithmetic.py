@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
 from mobileicsa_export.tosa_ties import PRODUCT_LIMIT, common_ties, irregular_ties, tie_factor
-from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Sum, Value
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Scale, Sum, Value
 
 # What RESCALE makes stays below it.
 SUM_LIMIT = 2**29 - 1
@@ -61,16 +61,19 @@ class Arithmetic:
                 return replace(x, scale=x.scale * factor)
         x, y = self.as_sum(a, where), self.as_sum(b, where)
         bound = x.bound * y.bound
-        shift = max(0, math.ceil(math.log2(bound / PRODUCT_LIMIT)))
+        shift = _excess(bound, PRODUCT_LIMIT)
         tensor = self.graph.multiply(x.tensor, y.tensor, shift)
-        return Sum(tensor, x.scale * y.scale * 2.0**shift, (bound >> shift) + 1)
+        return Sum(tensor, x.scale * y.scale * 2.0**shift, -(-bound >> shift))
 
     def add(self, a: Value, b: Value, where: str, *, subtract: bool = False) -> Sum:
         x, y = (self.as_sum(value, where) for value in (a, b))
-        step, total = _common_step(x, y)
+        if x.per_channel != y.per_channel or x.tensor.shape[-1:] != y.tensor.shape[-1:]:
+            # A channel's scale would be lost where its axis is broadcast.
+            x, y = self.one_scale(x), self.one_scale(y)
+        step, bound = _common_step(x, y)
         a_step, b_step = (self._at_step(part, step) for part in (x, y))
         name = "SUB" if subtract else "ADD"
-        return Sum(self.graph.binary(name, a_step, b_step), step, math.ceil(total / step) + 2)
+        return Sum(self.graph.binary(name, a_step, b_step), step, bound)
 
     def at_one_step(self, values: Sequence[Value], where: str) -> list[Sum]:
         """Sums on one grid, to be joined."""
@@ -79,7 +82,7 @@ class Arithmetic:
         step = max(min(float(s.scale) for s in sums) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
         return [Sum(self._at_step(s, step), step, math.ceil(largest / step) + 1) for s in sums]
 
-    def _at_step(self, x: Sum, step: float) -> Tensor:
+    def _at_step(self, x: Sum, step: Scale) -> Tensor:
         ratio = x.scale / step
         return x.tensor if np.all(ratio == 1.0) else self.graph.rescale(x.tensor, ratio, "INT32")
 
@@ -94,9 +97,9 @@ class Arithmetic:
     def total(self, value: Value, axis: int, where: str) -> Sum:
         x = self.as_sum(value, where)
         count = x.tensor.shape[axis]
-        excess = math.ceil(math.log2(x.bound * count / PRODUCT_LIMIT))
+        excess = _excess(x.bound, PRODUCT_LIMIT // count)
         if excess > 0:
-            x = Sum(self.graph.rescale(x.tensor, 2.0**-excess, "INT32"), x.scale * 2.0**excess, (x.bound >> excess) + 1)
+            x = Sum(self.graph.rescale(x.tensor, 2.0**-excess, "INT32"), x.scale * 2.0**excess, -(-x.bound >> excess))
         return Sum(self.graph.reduce("REDUCE_SUM", x.tensor, axis), x.scale, x.bound * count)
 
     def quantize(self, value: Value, scale: float, zero: int, dtype: str, where: str) -> Tensor:
@@ -112,7 +115,9 @@ class Arithmetic:
         """saturate(round(x / scale) + zero)."""
         ratio, tensor = x.scale / scale, x.tensor
         if float(np.max(ratio)) * x.bound >= SUM_LIMIT:
-            tensor = self._limited(tensor, math.floor(SUM_LIMIT / 2 / float(np.max(ratio))))
+            # Each channel by its own ratio: one with a large scale must not cut the others off.
+            limit = np.floor(SUM_LIMIT / 2 / np.atleast_1d(ratio))
+            tensor = self._limited(tensor, np.clip(limit, 1, x.bound).astype(np.int64))
         ties = None if isinstance(x.scale, np.ndarray) else common_ties(x.scale, scale, x.bound)
         if ties is not None:
             tensor, ratio = self._as_program(tensor, ties, scale, zero, dtype)
@@ -120,9 +125,11 @@ class Arithmetic:
             return self.graph.rescale(tensor, ratio, dtype, zero_out=zero)
         return self.graph.rescale(self.shifted(self.graph.rescale(tensor, ratio, "INT32"), zero), 1.0, dtype)
 
-    def _limited(self, x: Tensor, limit: int) -> Tensor:
-        for name, end in (("MINIMUM", limit), ("MAXIMUM", -limit)):
-            x = self.graph.binary(name, x, self.graph.constant(np.full((1,) * len(x.shape), end), "INT32"))
+    def _limited(self, x: Tensor, limit: NDArray[np.int64]) -> Tensor:
+        """`limit`: one, or one per index of the last axis."""
+        wide = limit.reshape((1,) * (len(x.shape) - 1) + (-1,))
+        for name, end in (("MINIMUM", wide), ("MAXIMUM", -wide)):
+            x = self.graph.binary(name, x, self.graph.constant(end, "INT32"))
         return x
 
     def _as_program(self, x: Tensor, ratio: Fraction, out: float, zero: int, dtype: str) -> tuple[Tensor, float]:
@@ -171,12 +178,20 @@ def _factor(value: Value, where: str) -> float | None:
     return factor if factor > 0 else None
 
 
-def _common_step(x: Sum, y: Sum) -> tuple[float, float]:
-    """A step for the sum of two, fine but without overflow, and the largest magnitude of the result."""
-    finer = min(float(np.min(x.scale)), float(np.min(y.scale)))
-    total = float(np.max(x.scale)) * x.bound + float(np.max(y.scale)) * y.bound
-    ratio = np.concatenate([np.atleast_1d(s) / finer for s in (x.scale, y.scale)])
+def _common_step(x: Sum, y: Sum) -> tuple[Scale, int]:
+    """A step for the sum of two, fine but without overflow, and the bound of the result.
+
+    Each channel has a step of its own: a row of zeros has scale 1 and would make a shared one far too coarse.
+    """
+    finer = np.minimum(x.scale, y.scale)
+    ratios = [np.atleast_1d(s / finer) for s in (x.scale, y.scale)]
+    steps = float(np.max(ratios[0] * x.bound + ratios[1] * y.bound))
     # Powers of two fit each other: nothing is lost at the finer step.
-    bits = 0 if np.all(np.frexp(ratio)[0] == 0.5) else GUARD_BITS
-    bits = min(bits, math.floor(math.log2(SUM_LIMIT * finer / total)))
-    return finer * 2.0**-bits, total
+    bits = 0 if np.all(np.frexp(np.concatenate(ratios))[0] == 0.5) else GUARD_BITS
+    bits = min(bits, math.floor(math.log2(SUM_LIMIT / steps)))
+    return finer * 2.0**-bits, math.ceil(steps * 2.0**bits) + 2
+
+
+def _excess(bound: int, limit: int) -> int:
+    """The fewest bits by which integers up to `bound` are divided to stay within `limit`."""
+    return max(0, (bound - 1) // limit).bit_length()

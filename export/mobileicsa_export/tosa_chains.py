@@ -84,6 +84,8 @@ def _back(node: fx.Node, numbers: Mapping[fx.Node, float]) -> tuple[fx.Node, ...
         inputs = [n for n in node.all_input_nodes if n not in numbers]
         operands = 2 if node.target in WITH_A_NUMBER else 1
         known = node.target in (QUANTIZE, DEQUANTIZE) or node.target in FUNCTIONS or node.target in WITH_A_NUMBER
+        # add's alpha: the lowering refuses it
+        known = known and not (node.target in WITH_A_NUMBER and node.kwargs)
         if not known or len(inputs) != 1 or len(node.all_input_nodes) != operands:
             break
         steps.append(node)

@@ -14,8 +14,8 @@ from typing import Any
 from mobileicsa.core.errors import EnvironmentFault, MobileICSAError
 from mobileicsa.io.atomic import copy_file, write_bytes
 from mobileicsa.io.hashing import sha256_file
-from mobileicsa.io.json_file import read_json
-from mobileicsa_export.tosa_shards import MAX_JSON_BYTES, Record
+from mobileicsa.io.paths import inside
+from mobileicsa_export.tosa_shards import Record, read_fields
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,16 @@ def compile_all(
 
 def compiled_files(folder: Path, compiled: dict[str, list[Compiled]], suffix: str) -> tuple[Path, ...]:
     found = [c for records in compiled.values() for c in records]
-    products = [folder / c.file for c in found if c.file is not None]
+    products = [inside(folder, c.file) for c in found if c.file is not None]
     return (*products, *(record_path(folder, c.shard, suffix) for c in found))
 
 
 def record_path(folder: Path, shard: str, suffix: str) -> Path:
-    return folder / f"{Path(shard).stem}{Path(suffix).stem}.json"
+    return inside(folder, f"{Path(shard).stem}{Path(suffix).stem}.json")
 
 
 def read_compiled(folder: Path, shard: str, suffix: str) -> Compiled:
-    return Compiled(**read_json(record_path(folder, shard, suffix), max_bytes=MAX_JSON_BYTES))
+    return read_fields(Compiled, record_path(folder, shard, suffix))
 
 
 def _one(folder: Path, record: Record, tool: Tool, suffix: str, setting: str) -> Compiled:
@@ -96,8 +96,8 @@ def _whole(folder: Path, record: Record, suffix: str, setting: str) -> Compiled 
     try:
         found = read_compiled(folder, record.file, suffix)
         same = (found.source, found.setting) == (record.sha256, setting) and found.file is not None
-        return found if same and sha256_file(folder / str(found.file)) == found.sha256 else None
-    except (MobileICSAError, TypeError):
+        return found if same and sha256_file(inside(folder, str(found.file))) == found.sha256 else None
+    except MobileICSAError:
         return None
 
 

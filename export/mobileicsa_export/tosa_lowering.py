@@ -1,7 +1,8 @@
 """A shard's exported QDQ program -> TOSA integer operators.
 
 Between two quantisations the program is real-valued; here it is integers with a scale kept at compile time, so that
-every quantisation is one RESCALE of an exact sum. Nothing real-valued is left, and no scale is made up.
+every quantisation is one RESCALE of a sum, exact unless 32 bits could overflow. Nothing real-valued is left, and no
+scale is made up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
 from mobileicsa_export.tosa_integers import DTYPES, OPERATORS
 from mobileicsa_export.tosa_moves import MOVES, destination
 from mobileicsa_export.tosa_products import Products
-from mobileicsa_export.tosa_values import Coded, Constant, Integers, Sum, Value
+from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Integers, Sum, Value
 
 aten = torch.ops.aten
 
@@ -155,7 +156,7 @@ class _Lowering:
         return found
 
     def _gate(self, node: fx.Node) -> Value:
-        source, scale, zero, *_, dtype = arguments(node)
+        source, scale, zero, low, high, dtype = arguments(node)
         value = self.values[source]
         stores = node.target is QUANTIZE
         if isinstance(value, Constant) and value.codes is None:
@@ -165,6 +166,7 @@ class _Lowering:
             return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)
         if stores:
             name = DTYPES[dtype]
+            _check_range(node, low, high, name)
             return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))
         return Coded(self._stored(source), scale, zero)
 
@@ -191,6 +193,8 @@ class _Lowering:
 
     def _sum(self, node: fx.Node) -> Value:
         a, b = arguments(node)
+        if node.kwargs.get("alpha", 1) != 1:
+            raise Unsupported(node.name, "a summand has a factor, alpha")
         subtract = node.target is aten.sub.Tensor
         if self._whole(a, b):
             name = "SUB" if subtract else "ADD"
@@ -226,6 +230,8 @@ class _Lowering:
         return self.products.matmul(a, b, node.name)
 
     def _table(self, node: fx.Node, chain: Chain) -> Integers:
+        *_, low, high, dtype = arguments(chain.steps[0])
+        _check_range(node, low, high, DTYPES[dtype])
         codes = chain.table(self.numbers)
         return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[arguments(node)[5]]))
 
@@ -261,6 +267,12 @@ class _Lowering:
     def _integers(self, node: fx.Node) -> Value:
         tensors = [self._stored(argument) for argument in node.args if isinstance(argument, fx.Node)]
         return Integers(OPERATORS[node.target](self.graph, node, *tensors))
+
+
+def _check_range(node: fx.Node, low: int, high: int, dtype: str) -> None:
+    """RESCALE saturates, and tables begin, at the ends of the type."""
+    if (low, high) != LIMITS.get(dtype):
+        raise Unsupported(node.name, f"its codes go from {low} to {high}, not over all of {dtype}")
 
 
 def _same_grid(a: Coded, b: Coded) -> bool:

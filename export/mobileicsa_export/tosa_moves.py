@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.tosa_chains import QUANTIZE
 from mobileicsa_export.tosa_graph import Tensor, TosaGraph
 
@@ -28,6 +29,8 @@ def _transpose(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
 
 
 def _slice(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
+    if len(node.args) > 4 and node.args[4] != 1:
+        raise Unsupported(node.name, "a slice leaves elements out between others")
     axis, start, *_ = (*(int(a) for a in node.args[1:]), 0, 0)  # type: ignore[arg-type]
     offset = [0] * len(x.shape)
     offset[axis] = start % x.shape[axis]

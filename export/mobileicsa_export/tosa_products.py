@@ -12,6 +12,9 @@ from mobileicsa_export.tosa_arithmetic import Arithmetic
 from mobileicsa_export.tosa_graph import Tensor
 from mobileicsa_export.tosa_values import Coded, Constant, Sum, Value
 
+# The program may hold the product of the two scales in float32.
+BIAS_TOLERANCE = 1e-6
+
 
 @dataclass(frozen=True)
 class Byte:
@@ -44,7 +47,9 @@ class Products:
         dtype = "INT4" if weight.bits == 4 else "INT8"
         kernel = self.graph.constant(codes.reshape(out, 1, 1, inner), dtype)
         added = np.zeros(out, np.int64) if bias is None else bias.grid(where)
-        largest = int(np.abs(codes).sum(axis=1).max())
+        if bias is not None and not np.allclose(bias.scale, x.scale * scale, rtol=BIAS_TOLERANCE, atol=0.0):
+            raise Unsupported(where, "a bias is not on the grid of its product: input scale times weight scale")
+        row_sums = np.abs(codes).sum(axis=1)
         parts = []
         for byte in self._split(x):
             first = added if byte.weight == 1 else np.zeros(out, np.int64)
@@ -67,7 +72,7 @@ class Products:
                 acc_type=self.graph.enum("DType", "INT32"),
             )
             y = self.graph.reshape(y, (*x.tensor.shape[:-1], out))
-            bound = byte.bound * largest + int(np.abs(first).max())
+            bound = int((byte.bound * row_sums + np.abs(first)).max())
             parts.append(Sum(y, byte.weight * x.scale * scale, bound))
         return self._together(parts, where)
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mobileicsa.core.errors import MobileICSAError, SchemeError, VerificationError
 from mobileicsa.core.spec import ModelSpec
@@ -20,6 +21,7 @@ from mobileicsa.core.target import Target
 from mobileicsa.io.atomic import write_bytes
 from mobileicsa.io.hashing import sha256_bytes, sha256_parts
 from mobileicsa.io.json_file import read_json
+from mobileicsa.io.paths import inside
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.methods import method_lengths
 from mobileicsa.program.qdq import QdqEdge
@@ -32,7 +34,9 @@ logger = logging.getLogger(__name__)
 INDEX = "shards.json"
 MAX_JSON_BYTES = 1 << 24
 # Raised when the same program is lowered to other operators than before: older files are then made anew.
-FORM = 9
+FORM = 10
+AGAIN = "export it again"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,21 +137,30 @@ def _whole(folder: Path, name: str, content: str) -> Record | None:
 
 
 def read_record(folder: Path, name: str) -> Record:
-    path = folder / f"{name}.json"
+    return read_fields(Record, inside(folder, f"{name}.json"))
+
+
+def read_fields(kind: type[T], path: Path) -> T:
+    """A dataclass from its JSON; VerificationError names the field that is missing or of another type."""
     data = read_json(path, max_bytes=MAX_JSON_BYTES)
     try:
-        return Record(**data)
+        made = kind(**data)
     except TypeError as error:
-        raise VerificationError(f"{path}: malformed: {error}", hint="export the model again") from error
+        raise VerificationError(f"{path}: malformed: {error}", hint=AGAIN) from error
+    for name, hint in get_type_hints(kind).items():
+        allowed = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+        if not isinstance(getattr(made, name), allowed):
+            raise VerificationError(f"{path}: malformed: {name}", hint=AGAIN)
+    return made
 
 
 def read_flatbuffer(folder: Path, record: Record) -> bytes:
     """A shard's bytes; VerificationError where they are not the ones that were written."""
-    path = folder / record.file
+    path = inside(folder, record.file)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise VerificationError(f"{path}: missing or unreadable", hint="export the model again") from error
+        raise VerificationError(f"{path}: missing or unreadable", hint=AGAIN) from error
     if sha256_bytes(data) != record.sha256:
         raise VerificationError(f"{path}: damaged or exchanged", hint="copy or export it again")
     return data
@@ -155,8 +168,21 @@ def read_flatbuffer(folder: Path, record: Record) -> bytes:
 
 def read_index(folder: Path) -> dict[str, Any]:
     index: dict[str, Any] = read_json(folder / INDEX, max_bytes=MAX_JSON_BYTES)
+    methods, logits = (index.get(name) for name in ("methods", "logits"))
+    names = list(methods.values()) if isinstance(methods, dict) else [None]
+    grid = logits if isinstance(logits, dict) else {}
+    for field, whole in (
+        ("methods", all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in names)),
+        ("logits.scale", isinstance(grid.get("scale"), int | float)),
+        ("logits.zero_point", isinstance(grid.get("zero_point"), int)),
+    ):
+        if not whole:
+            raise VerificationError(f"{folder / INDEX}: {field} is missing or malformed", hint=AGAIN)
     return index
 
 
 def each_record(folder: Path, method: str) -> Iterator[Record]:
-    yield from (read_record(folder, name) for name in read_index(folder)["methods"][method])
+    methods = read_index(folder)["methods"]
+    if method not in methods:
+        raise VerificationError(f"{folder / INDEX}: methods.{method} is missing", hint=AGAIN)
+    yield from (read_record(folder, name) for name in methods[method])

@@ -14,6 +14,7 @@ from mobileicsa_export.tosa_graph import Tensor
 Scale = float | NDArray[np.float64]
 Codes = NDArray[np.int64]
 
+INT32_MAX = 2**31 - 1
 LIMITS = {"INT8": (-128, 127), "INT16": (-32768, 32767)}
 
 
@@ -40,11 +41,18 @@ class Coded:
 
 @dataclass(frozen=True)
 class Sum:
-    """scale * tensor, INT32, |tensor| <= bound; `scale` is one number, or one per index of the last axis."""
+    """scale * tensor, INT32, |tensor| <= bound; `scale` is one number, or one per index of the last axis.
+
+    Raises Unsupported where 32 bits could overflow.
+    """
 
     tensor: Tensor
     scale: Scale
     bound: int
+
+    def __post_init__(self) -> None:
+        if self.bound > INT32_MAX:
+            raise Unsupported("a sum", f"its integers can reach {self.bound}, 32 bits hold {INT32_MAX}")
 
     @property
     def per_channel(self) -> bool:

@@ -86,7 +86,7 @@ class EthosUBackend:
         kernels = [(kind, "integer") for c in compiled for kind, n in c.npu.items() for _ in range(n)]
         kernels += [(kind, "outside") for c in compiled for kind, n in c.cpu.items() for _ in range(n)]
         fallbacks = [{"node": r["op"], "reason": r["reason"]} for r in refusals({"decode": compiled})]
-        return placement_facts(kernels, ["integer" for kind, where in kernels if kind in PRODUCTS], fallbacks)
+        return placement_facts(kernels, [where for kind, where in kernels if kind in PRODUCTS], fallbacks)
 
 
 def described(device: dict[str, str]) -> str:

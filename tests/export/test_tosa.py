@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_frozen import CHUNK, CONTEXT, float_decoder, generate, target, tiny_frozen, tiny_spec
 
-from mobileicsa.core.errors import MobileICSAError, SchemeError, VerificationError
+from mobileicsa.core.errors import InputError, MobileICSAError, SchemeError, VerificationError
 from mobileicsa.program.frozen import build_decoder
 from mobileicsa.program.simulator import SimulatorSession
 
@@ -25,6 +25,10 @@ from mobileicsa_export.tosa_shards import INDEX
 TARGET = target(nonlinear="primitive")
 SCHEMES = ("w8a8", "w4a8", "w4a16")
 SHARDS = ("entry", "layers-00-00", "layers-01-01", "head")
+
+
+def change(path: Path, field: str, value: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,7 +141,13 @@ def test_placement_counts_integer_operators_only(written: tuple[str, Path, dict[
     [
         (lambda folder: (folder / "decode-head.tosa").write_bytes(b"x"), "damaged or exchanged"),
         (lambda folder: (folder / "decode-head.tosa").unlink(), "missing or unreadable"),
-        (lambda folder: (folder / "decode-head.json").write_text("{}"), "malformed"),
+        (lambda folder: (folder / "decode-head.json").write_text("{}"), "malformed.*'file'"),
+        (lambda folder: change(folder / "decode-head.json", "file", 1), "decode-head.json: malformed: file"),
+        (lambda folder: change(folder / "decode-head.json", "file", "../x.tosa"), "outside the folder"),
+        (lambda folder: change(folder / INDEX, "methods", {"decode": ["../x"]}), "outside the folder"),
+        (lambda folder: change(folder / INDEX, "methods", {}), "methods.decode is missing"),
+        (lambda folder: change(folder / INDEX, "methods", {"decode": [1]}), "methods is missing or malformed"),
+        (lambda folder: change(folder / INDEX, "logits", {"scale": 1.0}), "logits.zero_point is missing"),
     ],
 )
 def test_damage_is_found_before_anything_runs(
@@ -146,10 +156,9 @@ def test_damage_is_found_before_anything_runs(
     _, folder, _ = written
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     damage(copy)
-    session = TosaBackend().open(copy, tiny_spec(), TARGET)
     cache = [np.zeros((1, 2, CONTEXT, 16), np.int8)] * 4
-    with pytest.raises(VerificationError, match=message):
-        session.run("decode", np.array([[1]]), 0, cache)
+    with pytest.raises((VerificationError, InputError), match=message):
+        TosaBackend().open(copy, tiny_spec(), TARGET).run("decode", np.array([[1]]), 0, cache)
 
 
 def test_files_of_another_model_or_target_are_refused(written: tuple[str, Path, dict[str, Any]]) -> None:

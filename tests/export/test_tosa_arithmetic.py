@@ -121,19 +121,62 @@ def test_a_linear_multiplies_both_bytes_of_its_input(bits: int, dtype: torch.dty
 
     def program(self: Program, x: Tensor) -> Tensor:
         weight = OPS.dequantize_per_channel(self.weight, self.scale, self.zeros, 0, -top, top, torch.int8)
-        return quantize(nn.functional.linear(dequantize(x, step, 3), weight), 2.0**-4, 0, torch.int16)
+        return quantize(nn.functional.linear(dequantize(x, step, 3), weight), 2.0**-11, 0, torch.int16)
 
-    made = Program(
-        program,
-        weight=torch.randint(-top, top + 1, (24, 32), generator=generator, dtype=torch.int8),
-        scale=torch.rand(24, generator=generator) * 2.0**-7 + 1e-3,
-        zeros=torch.zeros(24, dtype=torch.int64),
-    )
-    codes = torch.randint(limits.min, limits.max + 1, (1, 5, 32), generator=generator).to(dtype)
+    weight = torch.randint(-top, top + 1, (24, 256), generator=generator, dtype=torch.int8)
+    scale = torch.rand(24, generator=generator) * 2.0**-10 + 1e-4
+    # What `weight_scale` makes of a row of zeros; the other rows must not suffer from it.
+    weight[5], scale[5] = 0, 1.0
+    made = Program(program, weight=weight, scale=scale, zeros=torch.zeros(24, dtype=torch.int64))
+    codes = torch.randint(limits.min, limits.max + 1, (1, 5, 256), generator=generator).to(dtype)
     # PyTorch sums in float32.
     found = difference(made, codes)
     assert found.max() <= 1
     assert (found == 0).mean() > 0.98
+
+
+def test_a_row_of_zeros_does_not_cut_off_the_others() -> None:
+    def program(self: Program, x: Tensor) -> Tensor:
+        weight = OPS.dequantize_per_channel(self.weight, self.scale, self.zeros, 0, -127, 127, torch.int8)
+        return quantize(nn.functional.linear(dequantize(x, 1.0, 0), weight), 2.0**-11, 0, torch.int16)
+
+    weight = torch.full((2, 1024), 127, dtype=torch.int8)
+    weight[1] = 0
+    # The live row reaches 130,048 codes times 127, the end of 16 bits.
+    scale = torch.tensor([2.0**-20, 1.0])
+    made = Program(program, weight=weight, scale=scale, zeros=torch.zeros(2, dtype=torch.int64))
+    codes = torch.stack([torch.full((1024,), code, dtype=torch.int8) for code in (-128, 0, 100, 127)])[None]
+    assert int(made(codes)[0, 3, 0]) > 32_000
+    assert difference(made, codes).max() <= 1
+
+
+def test_sums_beyond_32_bits_are_refused() -> None:
+    def program(self: Program, a: Tensor, b: Tensor) -> Tensor:
+        product = torch.matmul(dequantize(a, STEP8, -128), dequantize(b, STEP8, -128))
+        return quantize(product, 2.0**10, 0, torch.int8)
+
+    slots = 33_026  # times 255 squared
+    with pytest.raises(Unsupported, match="32 bits hold 2147483647"):
+        difference(
+            Program(program), torch.zeros((1, 1, slots), dtype=torch.int8), torch.zeros((1, slots, 1), dtype=torch.int8)
+        )
+
+
+def test_a_bias_on_another_grid_is_refused() -> None:
+    def program(self: Program, x: Tensor) -> Tensor:
+        weight = OPS.dequantize_per_channel(self.weight, self.scale, self.zeros, 0, -127, 127, torch.int8)
+        bias = OPS.dequantize_per_channel(self.bias, self.scale, self.zeros, 0, -1000, 1000, torch.int32)
+        return quantize(nn.functional.linear(dequantize(x, STEP8, 0), weight, bias), STEP8, 0, torch.int8)
+
+    made = Program(
+        program,
+        weight=torch.ones((4, 8), dtype=torch.int8),
+        scale=torch.ones(4),
+        bias=torch.ones(4, dtype=torch.int32),
+        zeros=torch.zeros(4, dtype=torch.int64),
+    )
+    with pytest.raises(Unsupported, match="input scale times weight scale"):
+        difference(made, torch.zeros((1, 1, 8), dtype=torch.int8))
 
 
 def test_a_product_of_16_and_8_bits_is_a_sum_of_two_byte_products() -> None:
@@ -172,9 +215,18 @@ def test_an_int4_weight_of_minus_8_is_refused() -> None:
         (lambda self, x: quantize(torch.cumsum(dequantize(x, STEP8, 0), -1), STEP8, 0, torch.int8), "no integer form"),
         (lambda self, x: quantize(dequantize(x, STEP8, 0) * self.raw, STEP8, 0, torch.int8), "stays real-valued"),
         (lambda self, x: dequantize(x, STEP8, 0), "used as integers"),
+        (lambda self, x: x[:, ::2], "leaves elements out"),
+        (lambda self, x: quantize(torch.add(*[dequantize(x, STEP8, 0)] * 2, alpha=3), STEP8, 0, torch.int8), "alpha"),
+        (lambda self, x: OPS.quantize_per_tensor(dequantize(x, STEP8, 0), 1.0, 0, -7, 7, torch.int8), "from -7 to 7"),
+        (
+            lambda self, x: quantize(
+                torch.exp(OPS.dequantize_per_tensor(x, STEP8, 0, -7, 7, torch.int8)), STEP8, 0, torch.int8
+            ),
+            "from -7 to 7",
+        ),
     ],
 )
-def test_what_would_stay_real_valued_is_refused(function: Callable[..., Tensor], reason: str) -> None:
+def test_what_has_no_integer_form_is_refused(function: Callable[..., Tensor], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         difference(Program(function, raw=torch.tensor([0.1, 0.2])), torch.zeros((1, 3, 2), dtype=torch.int8))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from tiny_frozen import target, tiny_frozen
 
-from mobileicsa.core.errors import EnvironmentFault, SchemeError
+from mobileicsa.core.errors import EnvironmentFault, SchemeError, VerificationError
 from mobileicsa.core.spec import LayerSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
@@ -85,6 +87,25 @@ def test_what_vela_refuses_is_named_and_not_counted(
     assert facts["delegated_share"] == 0.0
     assert facts["unsupported"][0] == {"op": "prefill-entry.tosa", "reason": "no such operator"}
     assert len(EthosUBackend().placement(tmp_path, small("ethos-u85-256"))["fallbacks"]) == SHARDS // 2
+
+
+@vela
+def test_products_on_the_cpu_are_not_counted_as_integer(compiled: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compiled[0], tmp_path / "copy"))
+    path = compilers.record_path(folder, "decode-head.tosa", SUFFIX)
+    record = json.loads(path.read_text())
+    moved = record["npu"].pop("Conv2D")
+    path.write_text(json.dumps({**record, "cpu": {"Conv2D": moved}}))
+    assert EthosUBackend().placement(folder, small("ethos-u85-256"))["products"]["outside"] == moved
+
+
+def test_a_damaged_record_names_its_field(tmp_path: Path) -> None:
+    path = compilers.record_path(tmp_path, "decode-head.tosa", SUFFIX)
+    for text, message in (("{}", "'shard'"), ('{"shard": "a", "source": "b", "setting": 1}', "malformed: setting")):
+        path.write_text(text)
+        with pytest.raises(VerificationError, match=message) as caught:
+            compilers.read_compiled(tmp_path, "decode-head.tosa", SUFFIX)
+        assert caught.value.hint == "export it again"
 
 
 def test_a_target_without_a_device_is_refused(decoder: Decoder, tmp_path: Path) -> None:
