@@ -32,6 +32,11 @@ def _less(graph: TosaGraph, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
     return graph.binary("GREATER", b, a, "BOOL")
 
 
+def _less_than_number(graph: TosaGraph, node: fx.Node, x: Tensor) -> Tensor:
+    limit = graph.constant(np.full((1,) * len(x.shape), node.args[1]), x.dtype)
+    return graph.binary("GREATER", limit, x, "BOOL")
+
+
 def _both(graph: TosaGraph, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
     return graph.binary("LOGICAL_AND", a, b, "BOOL")
 
@@ -59,6 +64,7 @@ def _cast(graph: TosaGraph, node: fx.Node, x: Tensor) -> Tensor:
 OPERATORS: dict[Any, Operator] = {
     aten.embedding.default: _gather,
     aten.lt.Tensor: _less,
+    aten.lt.Scalar: _less_than_number,
     aten.__and__.Tensor: _both,
     aten.logical_and.default: _both,
     aten.where.self: _select,

@@ -46,6 +46,9 @@ class EthosUBackend:
 
     name = "ethos-u"
     resumes = True
+    compiles_only = (
+        "compiles for an NPU; the same operators run on Arm's reference model with target tosa, the .npz on a device"
+    )
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("ethosu") is None:
@@ -76,10 +79,7 @@ class EthosUBackend:
         )
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
-        raise EnvironmentFault(
-            f"back end {self.name} compiles for {target.name}, which this machine cannot run",
-            hint="run the same operators on Arm's reference model with target tosa, or the .npz on a device",
-        )
+        raise EnvironmentFault(f"back end {self.name}: {self.compiles_only}")
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
         compiled = [read_compiled(folder, record.file, SUFFIX) for record in each_record(folder, "decode")]

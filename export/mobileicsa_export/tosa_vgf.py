@@ -29,6 +29,7 @@ class VgfBackend:
 
     name = "vgf"
     resumes = True
+    compiles_only = "converts for Vulkan; the same operators run on Arm's reference model with target tosa"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("model_converter") is None:
@@ -44,10 +45,7 @@ class VgfBackend:
         )
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
-        raise EnvironmentFault(
-            f"back end {self.name} converts for Vulkan devices with ML extensions, which this machine has not",
-            hint="run the same operators on Arm's reference model with target tosa",
-        )
+        raise EnvironmentFault(f"back end {self.name}: {self.compiles_only}")
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
         return TosaBackend().placement(folder, target)

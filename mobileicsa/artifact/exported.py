@@ -8,11 +8,13 @@ from typing import Any
 
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.model import read_checked
+from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
+from mobileicsa.io.json_file import read_json
 from mobileicsa.io.lock import OutputLock
-from mobileicsa.io.paths import check_output
+from mobileicsa.io.paths import check_output, inside
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.backend import ResumableBackend, find_backend
@@ -24,6 +26,7 @@ from mobileicsa.quantize.packed import packed_bytes
 from mobileicsa.quantize.steps import Progress
 
 TARGET_FILE = "target.json"  # written last: an exported folder without it is not whole
+EXPORT_FILE = "export.json"  # what the command answered; size and SHA-256 of every file among it
 
 
 def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:
@@ -71,9 +74,26 @@ def export_artifact(
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
     with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
         facts = write_target(frozen, target, staging.folder, progress)
+        staging.write_json(EXPORT_FILE, facts)
         staging.write_json(TARGET_FILE, target_json(target))
         staging.commit(overwrite=overwrite)
     return facts
+
+
+def damage(exported: Path) -> str | None:
+    """What is wrong with the files of an exported folder, or None."""
+    if not (exported / TARGET_FILE).is_file():
+        return f"{TARGET_FILE} is missing"
+    try:
+        written = read_json(exported / EXPORT_FILE, max_bytes=layout.MAX_JSON_BYTES)["backends"]
+        for backend, facts in written.items():
+            for name, row in facts["files"].items():
+                path = inside(exported / backend, name)
+                if not path.is_file() or sha256_file(path) != row["sha256"]:
+                    return f"{backend}/{name} is not what was written"
+    except (InputError, AttributeError, KeyError, TypeError) as error:
+        return f"{EXPORT_FILE} cannot be read: {error}"
+    return None
 
 
 def write_target(frozen: FrozenModel, target: Target, folder: Path, progress: Progress) -> dict[str, Any]:

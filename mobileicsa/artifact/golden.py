@@ -82,14 +82,16 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
     """Run the golden calls on `model`, each from the golden cache, so that differences do not pile up over calls.
 
     Returns equal_share and max_steps over the 8-bit K/V integers of all calls and of prefill and decode apart, the
-    same for the first layer, where no rounding has piled up yet, and for the 16-bit logits, the share of calls with the
-    same best token, and the first layer that ever differs.
+    same for the first layer, where no rounding has piled up yet, and for the 16-bit logits (with the power of their
+    differences over that of the logits themselves), the share of calls with the same best token, and the first layer
+    that ever differs.
     """
     runner, plan = model.runner, model.plan
     everything, first, logits_steps = _Steps(), _Steps(), _Steps()
     by_method = {"prefill": _Steps(), "decode": _Steps()}
     first_layer: int | None = None
     same_token = identical = calls = 0
+    noise = power = 0.0
     for call in range(sum(name.endswith(".token_ids") for name in golden)):
         tokens = golden[f"{call}.token_ids"].tolist()
         start = int(golden[f"{call}.position"])
@@ -111,7 +113,10 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
                 first_layer = index // 2 if first_layer is None else min(first_layer, index // 2)
             cache[:, :, start : start + len(tokens)] = expected[index].numpy()
         integers = integer_logits(logits, plan)
-        logits_steps.add((integers - golden[f"{call}.logits"]).abs())
+        difference, expected_logits = integers - golden[f"{call}.logits"], golden[f"{call}.logits"].double()
+        logits_steps.add(difference.abs())
+        noise += float(difference.double().square().sum())
+        power += float((expected_logits - expected_logits.mean()).square().sum())
         same_token += int(integers.argmax()) == int(golden[f"{call}.logits"].argmax())
         identical += not differs
         calls += 1
@@ -123,7 +128,11 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
         "first_differing_layer": first_layer,
         "first_layer": first.to_json(),
         **{name: steps.to_json() for name, steps in by_method.items()},
-        "logits": {**logits_steps.to_json(), "bits": plan.edges["head.logits"].bits},
+        "logits": {
+            **logits_steps.to_json(),
+            "bits": plan.edges["head.logits"].bits,
+            "noise_share": noise / max(power, 1e-30),
+        },
     }
 
 

@@ -6,6 +6,7 @@ An entry is what `mobileicsa export` writes; it may be deleted at any time.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact import layout
-from mobileicsa.artifact.exported import TARGET_FILE, export_artifact
+from mobileicsa.artifact.exported import damage, export_artifact
 from mobileicsa.artifact.manifest import read_manifest
 from mobileicsa.artifact.model import (
     FLOAT,
@@ -28,12 +29,14 @@ from mobileicsa.artifact.model import (
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
-from mobileicsa.program.backend import find_backend
+from mobileicsa.program.backend import cannot_run, find_backend
 from mobileicsa.program.slices import parse_layers, slice_layers
 from mobileicsa.program.targets import find_target, fitting, target_of_backend
 from mobileicsa.quantize.steps import Progress
 
 CACHE = "MOBILEICSA_CACHE"
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -79,16 +82,28 @@ class Lowered:
             return QuantizedModel.from_pretrained(
                 self.folder, backend=self.backend, target=self.target.name, threads=threads
             )
-        reason = find_backend(self.backend).unavailable()
+        reason = cannot_run(self.backend)
         if reason is not None:
             raise EnvironmentFault(f"--backend {self.backend}: {reason}")
-        if not (self.files / TARGET_FILE).is_file():
-            alone = replace(self.target, backends=(self.backend,))
-            export_artifact(self.folder, alone, self.files, progress, layers=self.layers)
+        self._lower(progress)
         files = self.files / self.backend
         return QuantizedModel.of_frozen(
             self.folder, self.frozen, self.target, self.backend, files=files, threads=threads
         )
+
+    def _lower(self, progress: Progress) -> None:
+        """Make the cache entry where there is none, or a damaged one."""
+        wrong = damage(self.files) if self.files.exists() else "new"
+        if wrong is None:
+            return
+        if wrong != "new":
+            log.warning("%s: %s; it is made again", self.files, wrong)
+        alone = replace(self.target, backends=(self.backend,))
+        try:
+            export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True)
+        except EnvironmentFault as error:
+            hint = f"{CACHE} names another folder for what is lowered; another run may be at work in this one"
+            raise EnvironmentFault(error.message, hint=hint) from error
 
 
 def _target(manifest: dict[str, Any], backend: str, name: str | None) -> Target:

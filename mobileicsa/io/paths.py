@@ -67,9 +67,9 @@ def check_output(output: Path, model: Path | None, overwrite: bool, needed_bytes
     target = output.resolve()
     if not target.name:
         raise UsageError(f"{output}: is a whole file system", hint="name a new folder with --output")
-    if len(target.name.encode()) > MAX_NAME_BYTES:
+    if len(os.fsencode(target.name)) > MAX_NAME_BYTES:
         raise InputError(f"{output}: the name is longer than {MAX_NAME_BYTES} bytes", hint="choose a shorter --output")
-    if any(len(part.encode()) > MAX_PART_BYTES for part in target.parts):
+    if any(len(os.fsencode(part)) > MAX_PART_BYTES for part in target.parts):
         raise InputError(
             f"{output}: a name in it is longer than {MAX_PART_BYTES} bytes", hint="choose another --output"
         )

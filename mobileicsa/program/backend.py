@@ -118,10 +118,26 @@ def _loaded(point: EntryPoint) -> Backend:
 
 
 @runtime_checkable
+class CompilingBackend(Backend, Protocol):
+    """A back end that compiles but runs nothing here: `compiles_only` says for what, and what runs it."""
+
+    compiles_only: str
+
+
+@runtime_checkable
 class TargetedBackend(Backend, Protocol):
     """A back end of several targets: `target` names the one that is meant where none is."""
 
     target: str
+
+
+def cannot_run(name: str) -> str | None:
+    """Why nothing runs on this back end here: it is not installed, or it compiles only. None: it runs."""
+    found = find_backend(name)
+    reason = found.unavailable()
+    if reason is None and isinstance(found, CompilingBackend):
+        return found.compiles_only
+    return reason
 
 
 def find_backend(name: str) -> Backend:

@@ -34,7 +34,7 @@ def test_a_slice_of_another_target_is_verified_against_its_own_simulator(
     # One layer's keys and values in each of 40 calls, not two.
     whole = command("verify", artifact, "--backend", "simulator", "--no-save", "--json").json["backends"]["simulator"]
     assert row["integers"] == whole["integers"] // 2
-    (entry,) = (cache / "lowered").iterdir()
+    entry = next(path for path in (cache / "lowered").iterdir() if path.is_dir())
     assert (entry / exported.TARGET_FILE).is_file()
 
     def again(*given: object, **named: object) -> None:
@@ -182,10 +182,11 @@ def test_a_slice_of_an_exported_back_end_is_for_the_artifacts_own_target(command
 def test_a_back_end_that_only_compiles_is_skipped_not_failed(
     command: Command, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*given: object, **named: object) -> None:
-        raise EnvironmentFault("compiles only")
+    def never(*given: object, **named: object) -> None:
+        raise AssertionError("compiled for nothing")
 
-    monkeypatch.setattr("mobileicsa_export.onnx.OnnxBackend.open", refuse)
+    monkeypatch.setattr("mobileicsa_export.onnx.OnnxBackend.compiles_only", "compiles only", raising=False)
+    monkeypatch.setattr("mobileicsa_export.onnx.OnnxBackend.write", never)
     result = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json")
     assert result.code == EnvironmentFault.exit_code
     assert result.json["backends"]["onnx"] == {"skipped": "compiles only"}
@@ -194,3 +195,44 @@ def test_a_back_end_that_only_compiles_is_skipped_not_failed(
 def test_other_slices_and_other_manifests_have_entries_of_their_own(artifact: Path) -> None:
     one, same, other = (lowered.Lowered(artifact, "onnx", "generic-npu", text).files for text in ("0:1", ":1", "1:2"))
     assert one == same != other
+
+
+@pytest.mark.parametrize("name", ["target.json", "export.json", "onnx/model.onnx.data", "onnx/model.onnx"])
+def test_a_damaged_cache_entry_is_made_again(command: Command, artifact: Path, cache: Path, name: str) -> None:
+    arguments = ("verify", artifact, "--backend", "onnx", "--target", "generic-npu", "--layers", "0:1", "--json")
+    good = command(*arguments).json["backends"]["onnx"]
+    (path,) = (cache / "lowered").glob(f"*/{name}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    path.write_bytes(data[:-2])
+    if name == "target.json":
+        path.unlink()
+    result = command(*arguments)
+    assert result.json["backends"]["onnx"] == good
+    assert "it is made again" in result.err
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    command: Command, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(lowered.CACHE, str(tmp_path / "file"))
+    result = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json")
+    assert result.code == EnvironmentFault.exit_code
+    assert lowered.CACHE in result.json["error"]["hint"]
+
+
+def test_logits_of_another_scale_are_not_verified(
+    command: Command, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobileicsa_export.onnx_session import OnnxSession
+
+    run = OnnxSession.run
+    monkeypatch.setattr(
+        OnnxSession, "run", lambda self, *given: (lambda logits, rows: (3 * logits, rows))(*run(self, *given))
+    )
+    row = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json").json["backends"]["onnx"]
+    assert row["equal_share"] > 0.75
+    assert row["top1_agreement"] == 1.0
+    assert not row["ok"]
+    assert "noise in the logits" in row["reason"]

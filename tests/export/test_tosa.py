@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_frozen import CHUNK, CONTEXT, float_decoder, generate, target, tiny_frozen, tiny_spec
+from families import family_spec
+from tiny_frozen import CHUNK, CONTEXT, float_decoder, freeze, generate, target, tiny_frozen, tiny_spec
 
 from mobileicsa.core.errors import InputError, MobileICSAError, SchemeError, VerificationError
 from mobileicsa.program.frozen import build_decoder
@@ -185,3 +186,21 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     assert TosaBackend().unavailable() is None
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'mobileicsa[arm]'" in str(TosaBackend().unavailable())
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral", "stablelm"])
+def test_windows_caps_and_other_norms_have_an_integer_form(family: str, tmp_path: Path) -> None:
+    decoder = build_decoder(freeze(family_spec(family)), primitive=True)
+    small = target(int4_storage="int4", nonlinear="primitive")
+    made = TosaBackend().write(decoder, small, tmp_path, {})
+    assert made.facts["float_tensors"] == 0
+    session = TosaBackend().open(tmp_path, decoder.spec, small)
+    found = generate(decoder, session.run)
+    expected = generate(decoder, SimulatorSession(decoder, small).run)
+    rows = [
+        np.abs(a.astype(int) - b.astype(int))
+        for f, e in zip(found, expected, strict=True)
+        for a, b in zip(f[1], e[1], strict=True)
+    ]
+    assert max(int(steps.max()) for steps in rows) <= 2
+    assert np.mean([float((steps == 0).mean()) for steps in rows]) >= 0.95
