@@ -176,6 +176,25 @@ def agreement(result: dict[str, Any]) -> list[str]:
     return [*lines, *([""] if notes else []), *notes]
 
 
+def engines(result: dict[str, Any]) -> list[str]:
+    """Whole artifacts on every engine beside the simulator of the same program."""
+    lines = [
+        "| artifact | engine | first layer equal | all layers equal | largest step | best token equal "
+        "| perplexity | simulator |",
+        "|---" * 8 + "|",
+    ]
+    for artifact, row in result["artifacts"].items():
+        for engine, found in row["engines"].items():
+            if "reason" in found:
+                lines.append(f"| {artifact} | {engine} | {found['reason']} |  |  |  |  |  |")
+                continue
+            shares = [f"{100 * found[key]:.1f} %" for key in ("first_layer_equal", "equal_share")]
+            perplexities = [f"{found[key]:.2f}" for key in ("perplexity", "simulator_perplexity")]
+            steps, best = str(found["max_steps"]), f"{100 * found['top1_agreement']:.0f} %"
+            lines.append(f"| {' | '.join([artifact, engine, *shares, steps, best, *perplexities])} |")
+    return lines
+
+
 def _agreed(found: dict[str, Any], reasons: list[str]) -> str:
     for key, words in (("unsupported", "unsupported"), ("absent", "not run")):
         if key in found:
@@ -190,6 +209,7 @@ def _agreed(found: dict[str, Any], reasons: list[str]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "agreement": ("targets", agreement),
+    "engines": ("engines", engines),
     "ablation": ("ablation-small-llama", ablation),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),

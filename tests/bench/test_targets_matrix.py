@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.tables import agreement
+from benchmarks.tables import engines as engines_table
 from benchmarks.targets import engines
 from benchmarks.targets.operators import OPERATORS, OneOperator, Operator
 
@@ -63,3 +64,18 @@ def test_the_table_names_each_reason_once() -> None:
         "1. no kernel",
         "2. not installed",
     ]
+
+
+def test_a_whole_model_stands_beside_the_simulator_or_with_the_reason() -> None:
+    found = {
+        "equal_share": 0.5,
+        "first_layer_equal": 1.0,
+        "max_steps": 3,
+        "top1_agreement": 0.975,
+        "perplexity": 20.123,
+        "simulator_perplexity": 20.0,
+    }
+    result = {"artifacts": {"tiny": {"engines": {"tosa": found, "vgf": {"reason": "compiles only"}}}}}
+    *_, first, second = engines_table(result)
+    assert first == "| tiny | tosa | 100.0 % | 50.0 % | 3 | 98 % | 20.12 | 20.00 |"
+    assert second == "| tiny | vgf | compiles only |  |  |  |  |  |"
