@@ -32,11 +32,13 @@ class OpenvinoBackend:
 
         written = OnnxBackend().write(decoder, target, folder, metadata)
         graph = load_graph(folder / MODEL_FILES["decode"]).graph
-        fallbacks = self.placement(folder, target)["fallbacks"]
+        placement = self.placement(folder, target)
+        fallbacks = placement["fallbacks"]
         facts = {
             "delegated_share": 1.0 - len(fallbacks) / max(operators(graph), 1),
             "unsupported": unsupported(graph, fallbacks),
             "estimates": {},
+            "placement": placement,
         }
         return Written(files=written.files, facts={**written.facts, **facts})
 

@@ -41,9 +41,10 @@ class QnnHtpBackend:
     target = "qnn-htp-v75"
 
     def unavailable(self) -> str | None:
-        missing = [m for m in ("onnxruntime_qnn",) if importlib.util.find_spec(m) is None]
-        reason = f"{', '.join(missing)} not installed: {INSTALL}" if missing else None
-        return OnnxBackend().unavailable() or reason
+        reason = OnnxBackend().unavailable()
+        if reason is None and importlib.util.find_spec("onnxruntime_qnn") is None:
+            return f"onnxruntime_qnn not installed: {INSTALL}"
+        return reason
 
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
         from mobileicsa_export.qnn_compile import compile_context, compile_shared

@@ -113,6 +113,12 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
+def taken(compiled: dict[str, list[Compiled]]) -> float:
+    """Share of the shards that the compiler did not refuse."""
+    every = [c for records in compiled.values() for c in records]
+    return sum(c.refused is None for c in every) / len(every)
+
+
 def refusals(compiled: dict[str, list[Compiled]]) -> list[dict[str, str]]:
     """As `unsupported` of a back end's facts: refused shards, and operators that stayed on the CPU."""
     found = []

@@ -25,6 +25,7 @@ from mobileicsa_export.tosa_compilers import (
     read_compiled,
     refusals,
     run,
+    taken,
 )
 from mobileicsa_export.tosa_shards import each_record, files, write_shards
 
@@ -119,8 +120,7 @@ def share(compiled: dict[str, list[Compiled]]) -> float:
     """Operators on the NPU, as Vela counts them; a refused shard counts as none of its method's mean share."""
     every = [c for records in compiled.values() for c in records]
     npu, cpu = (sum(sum(getattr(c, part).values()) for c in every) for part in ("npu", "cpu"))
-    taken = sum(c.refused is None for c in every) / len(every)
-    return taken * npu / max(npu + cpu, 1)
+    return taken(compiled) * npu / max(npu + cpu, 1)
 
 
 def estimates(compiled: dict[str, list[Compiled]], device: dict[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.backend import Session, Written
 from mobileicsa_export.tosa import TosaBackend, facts
-from mobileicsa_export.tosa_compilers import Compiled, Refused, compile_all, compiled_files, refusals, run
+from mobileicsa_export.tosa_compilers import Refused, compile_all, compiled_files, refusals, run, taken
 from mobileicsa_export.tosa_shards import files, write_shards
 
 SUFFIX = ".vgf"
@@ -41,7 +41,8 @@ class VgfBackend:
         compiled = compile_all(folder, written, _convert, suffix=SUFFIX, setting=f"{PACKAGE} {version(PACKAGE)}")
         return Written(
             files=(*files(folder, written), *compiled_files(folder, compiled, SUFFIX)),
-            facts={**facts(written), "delegated_share": share(compiled), "unsupported": refusals(compiled)},
+            # A .vgf holds a shard whole or not at all.
+            facts={**facts(written), "delegated_share": taken(compiled), "unsupported": refusals(compiled)},
         )
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
@@ -49,12 +50,6 @@ class VgfBackend:
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
         return TosaBackend().placement(folder, target)
-
-
-def share(compiled: dict[str, list[Compiled]]) -> float:
-    """A .vgf holds a shard whole or not at all."""
-    every = [c for records in compiled.values() for c in records]
-    return sum(c.refused is None for c in every) / len(every)
 
 
 def _convert(shard: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:

@@ -40,7 +40,8 @@ def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, pla
     }
     back_end = find_backend(name)
     written = back_end.write(decoder, target, folder, metadata)
-    placement = back_end.placement(folder, target)
+    # A back end that had to compile to know its facts need not do so again.
+    placement = written.facts.get("placement") or back_end.placement(folder, target)
     facts = {**written.facts, **delegation(written.facts, placement), "placement": placement}
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -11,6 +11,11 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import MASKED, Decoder, DecoderLayer, LayerCache, rope_table
 
 
+def attention_windows(spec: ModelSpec) -> list[int | None]:
+    """The sliding windows that a model's layers have, None (no window) first: one mask for each."""
+    return sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
+
+
 class Method(nn.Module):
     """Run `length` tokens against a static cache of `context` slots.
 
@@ -29,7 +34,7 @@ class Method(nn.Module):
         super().__init__()
         spec = decoder.spec
         self.decoder = decoder
-        self.windows = sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
+        self.windows = attention_windows(spec)
         self.register_buffer("offsets", torch.arange(length), persistent=False)
         self.register_buffer("slots", torch.arange(context), persistent=False)
         # Tables and masks are kept as their edges store them: integers in a primitive program.

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder, DecoderLayer
 from mobileicsa.models.edge import Edge
-from mobileicsa.program.methods import Method, decoder_cache_dtype, method_lengths
+from mobileicsa.program.methods import Method, attention_windows, decoder_cache_dtype, method_lengths
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layers(nn.Module):
         super().__init__()
         spec = decoder.spec
         self.spec, self.first = spec, first
-        self.windows = sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
+        self.windows = attention_windows(spec)
         self.layers = nn.ModuleList(decoder.layers[i] for i in range(first, last))
         self.hidden, self.out = residual(decoder, first), residual(decoder, last)
         self.rope_tables, self.mask = decoder.rope_tables, decoder.mask
