@@ -1,0 +1,72 @@
+"""AdaLoRA as peft does it, on the same blocks, texts, steps and number of ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.core.errors import EnvironmentFault
+from mobileicsa.methods.fedp2eft.client import training_batches
+from mobileicsa.methods.fedp2eft.config import Config
+from mobileicsa.methods.fedp2eft.tail import Tail
+from mobileicsa.methods.fedp2eft.world import Client, World
+
+# Ranks at the start over ranks at the end, and the weight of the orthogonality loss.
+START_RATIO, ORTHOGONAL = 1.5, 0.1
+
+
+class _WithLoss(nn.Module):
+    """A tail whose output carries its loss, which peft adds its regulariser to."""
+
+    def __init__(self, world: World, tail: Tail) -> None:
+        super().__init__()
+        self.tail, self._world = tail, [world]  # in a list, for a World is no part of the module
+
+    def forward(self, batch: object) -> SimpleNamespace:
+        return SimpleNamespace(loss=self._world[0].loss(batch, self.tail))  # type: ignore[arg-type]
+
+
+def tune(world: World, client: Client, config: Config, budget: int, rate: float, seed: int) -> tuple[Tail, int]:
+    """The adapted tail, and the number of parameters of the ranks that are left; EnvironmentFault without peft."""
+    try:
+        from peft import AdaLoraConfig, AdaLoraModel
+    except ImportError as error:
+        raise EnvironmentFault("adalora needs peft", hint="pip install 'mobileicsa[peft]'") from error
+
+    torch.manual_seed(seed)
+    tail = world.new_tail(config.adapted_layers)
+    start = max(budget + 1, int(START_RATIO * budget))
+    settings = AdaLoraConfig(
+        init_r=start,
+        target_r=budget,
+        tinit=config.steps // 6,
+        tfinal=config.steps // 3,
+        deltaT=1,
+        total_step=config.steps,
+        orth_reg_weight=ORTHOGONAL,
+        lora_alpha=config.factor * start,
+        lora_dropout=0.0,
+        target_modules=[f"tail.{path}" for path, _ in tail.linears()],
+    )
+    model = AdaLoraModel(_WithLoss(world, tail), {"default": settings}, "default").to(world.device)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    for step, batch in enumerate(training_batches(client, config.batch, config.steps, seed)):
+        loss: Tensor = model(batch).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        model.update_and_allocate(step)
+    return tail, _parameters(tail)
+
+
+def _parameters(tail: Tail) -> int:
+    """Ranks whose singular value is not 0, times what one costs."""
+    total = 0
+    for name, value in tail.named_parameters():
+        if ".lora_E." in name:
+            layer = tail.get_submodule(name.partition(".lora_E.")[0])
+            total += int((value != 0).sum()) * (layer.in_features + layer.out_features)
+    return total

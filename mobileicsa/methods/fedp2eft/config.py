@@ -1,0 +1,129 @@
+"""Sizes of a FedP2EFT run; the defaults are the paper's constants, on the data and the model that are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.methods.base import RunConfig
+from mobileicsa.methods.fedp2eft.texts import PUD_LANGUAGES, XCOPA_LANGUAGES, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """One run.
+
+    - `base`: any model that `quantize --model` takes; `adapted_layers`: its last blocks, which get adapters;
+    - `languages`: of the seen and the unseen clients (PUD); `new_languages`: of clients of other text (XCOPA);
+    - `length`: tokens of a window; `train`, `validation`, `test`: windows of a client; `batch`: windows of a step;
+    - `rank`: the largest rank of a module; `budgets`: uniform ranks r whose parameter counts are the budgets;
+    - `factor`: alpha / r of every LoRA, for one of the baselines also each of `factors`;
+    - `rounds`, `per_round`: of the federation; `local_steps`, `local_rate`, `scale_rate`: stage 1 on a client;
+      `generator_steps`, `generator_rate`: stage 2;
+    - `significance`, `sparsity`: weights of the two parts of the prior;
+    - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, for every variant by itself, on the
+      validation text of the first `tuning_clients` seen clients.
+    """
+
+    base: str = "smollm2-135m"
+    device: Literal["cpu", "cuda"] = "cpu"
+    adapted_layers: int = 30
+    languages: tuple[str, ...] = PUD_LANGUAGES
+    new_languages: tuple[str, ...] = XCOPA_LANGUAGES
+    length: int = 64
+    train: int = 100
+    validation: int = 16
+    test: int = 50
+    batch: int = 32
+    rank: int = 16
+    budgets: tuple[int, ...] = (2, 4, 8)
+    factor: float = 2.0
+    factors: tuple[float, ...] = (2.0, 8.0, 32.0)
+    rounds: int = 150
+    per_round: int = 3
+    local_steps: int = 8
+    local_rate: float = 1e-4
+    scale_rate: float = 1e-2
+    generator_steps: int = 10
+    generator_rate: float = 1e-4
+    significance: float = 100.0
+    sparsity: float = 0.01
+    steps: int = 8
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    tuning_clients: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("length", "train", "validation", "test", "batch", "rank", "per_round", "tuning_clients"):
+            if getattr(self, name) < 1:
+                raise InputError(f"fedp2eft: {name} is {getattr(self, name)}, must be at least 1")
+        for name in ("rounds", "local_steps", "generator_steps", "steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"fedp2eft: {name} is {getattr(self, name)}, must be at least 0")
+        if not self.budgets or not all(1 <= budget <= self.rank for budget in self.budgets):
+            raise InputError(f"fedp2eft: budgets {list(self.budgets)} must lie within 1 and rank {self.rank}")
+        if not self.rates or not self.factors or min(*self.rates, *self.factors, self.factor) <= 0:
+            raise InputError("fedp2eft: rates, factors and factor must be positive")
+        for name, known in (("languages", PUD_LANGUAGES), ("new_languages", XCOPA_LANGUAGES)):
+            unknown = sorted(set(getattr(self, name)) - set(known))
+            if unknown:
+                raise InputError(f"fedp2eft: {name}: {', '.join(unknown)} unknown", hint=f"known: {', '.join(known)}")
+        if not self.languages:
+            raise InputError("fedp2eft: languages is empty")
+
+    @property
+    def parts(self) -> Parts:
+        return Parts(train=self.train, validation=self.validation, test=self.test)
+
+    @property
+    def clients(self) -> list[str]:
+        """pool:language of every client."""
+        pools = {"seen": self.languages, "unseen": self.languages, "new": self.new_languages}
+        return [f"{pool}:{language}" for pool, languages in pools.items() for language in languages]
+
+
+# Two blocks over cached states: a step of 80 tokens costs 45 ms of one core, with four blocks 80 ms, with 30 500 ms.
+SMALL = Config(
+    adapted_layers=2,
+    new_languages=("et", "sw", "th", "vi"),
+    length=20,
+    train=48,
+    validation=12,
+    test=24,
+    batch=4,
+    rounds=15,
+    local_steps=12,
+    local_rate=3e-3,
+    scale_rate=5e-2,
+    generator_steps=20,
+    generator_rate=1e-2,
+    significance=0.01,
+    sparsity=0.01,
+    steps=12,
+    rates=(3e-3, 1e-2, 3e-2),
+    factors=(0.5, 2.0, 8.0),
+)
+SMOKE = replace(
+    SMALL,
+    seeds=1,
+    adapted_layers=1,
+    languages=("de", "hi"),
+    new_languages=("vi",),
+    length=12,
+    train=6,
+    validation=2,
+    test=4,
+    batch=2,
+    rank=4,
+    budgets=(1, 2),
+    factors=(2.0, 8.0),
+    rounds=2,
+    per_round=2,
+    local_steps=2,
+    generator_steps=2,
+    steps=2,
+    rates=(3e-3,),
+    tuning_clients=1,
+)
+SIZES: Mapping[str, Config] = {"smoke": SMOKE, "small": SMALL, "full": Config()}

@@ -1,0 +1,73 @@
+"""The personalisation-strategy generator: statistics of a client's data become one scale for each LoRA rank.
+
+After FedP2EFT (arXiv 2502.04387): an MLP in → 2·in → out with PReLU, its output clamped to `SCALE_RANGE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mobileicsa.calibrate.inputs import InputMoments
+
+SCALE_RANGE = (1e-4, 1000.0)
+START_GAIN, START_SCALE = 1e-6, 1e-4
+VARIANCE_EPSILON = 1e-5
+
+
+def clamp_through(x: Tensor, low: float = SCALE_RANGE[0], high: float = SCALE_RANGE[1]) -> Tensor:
+    """x clamped, its gradient as if it were not: what lies outside may still come back."""
+    return x + (x.clamp(low, high) - x).detach()
+
+
+def features(moments: Sequence[InputMoments]) -> Tensor:
+    """(2 · linears,) float32: the mean and the deviation of what every linear of the base reads.
+
+    Compressed by asinh, unlike in the paper: the down projections of some decoders read thousands at one token, and
+    would drown all other statistics.
+    """
+    means = [moment.mean for moment in moments]
+    deviations = [moment.deviation(VARIANCE_EPSILON) for moment in moments]
+    return torch.asinh(torch.tensor([*means, *deviations], dtype=torch.float32))
+
+
+class Generator(nn.Module):
+    """Features (inputs,) → scales (modules, rank) within `SCALE_RANGE`; all scales are `START_SCALE` at the start.
+
+    Float32 throughout: in bfloat16 steps of its learning rate would vanish.
+    """
+
+    def __init__(self, inputs: int, modules: int, rank: int, draw: torch.Generator) -> None:
+        super().__init__()
+        self.modules_ranks = (modules, rank)
+        self.first, self.activation = nn.Linear(inputs, 2 * inputs), nn.PReLU()
+        self.last = nn.Linear(2 * inputs, modules * rank)
+        for linear in (self.first, self.last):
+            nn.init.xavier_normal_(linear.weight, gain=START_GAIN, generator=draw)
+            nn.init.constant_(linear.bias, START_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.activation(self.first(x)))
+        return clamp_through(y).view(self.modules_ranks)
+
+
+def from_state(state: Mapping[str, Tensor], rank: int) -> Generator:
+    """The generator whose `state_dict` this is."""
+    outputs, inputs = state["last.weight"].shape[0], state["first.weight"].shape[1]
+    generator = Generator(inputs, outputs // rank, rank, torch.Generator())
+    generator.load_state_dict(dict(state))
+    return generator
+
+
+def follow(generator: Generator, x: Tensor, wanted: Tensor, *, rate: float, steps: int) -> float:
+    """Stage 2 on a client: Adam on Σ |generator(x) - wanted|, in place; returns the last distance a scale."""
+    optimizer = torch.optim.Adam(generator.parameters(), lr=rate)
+    distance = torch.tensor(0.0)
+    for _ in range(steps):
+        distance = (generator(x) - wanted).abs().sum()
+        optimizer.zero_grad(set_to_none=True)
+        distance.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return float(distance) / wanted.numel()

@@ -1,0 +1,107 @@
+"""How each variant shares out a rank budget on a client: one function a variant, all of one shape.
+
+`uniform_tuned`, `unit_scales` and `mean_scale` are controls: scales far from 1 are a learning rate of their own, so
+that a gain over a plain uniform LoRA need not come from where the ranks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mobileicsa.methods.fedp2eft.budget import keep_largest, parameters, uniform_mask
+from mobileicsa.methods.fedp2eft.client import Allocation, learn_scales
+from mobileicsa.methods.fedp2eft.config import Config
+from mobileicsa.methods.fedp2eft.generator import START_SCALE, Generator
+from mobileicsa.methods.fedp2eft.world import Client, World
+
+METHOD, ADALORA = "fedp2eft", "adalora"
+# Stage 1 of a client that learns its scales alone, in steps of one that does so within a round.
+ALONE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a strategy goes by. `factor` is alpha / r, `seed` the client's own."""
+
+    world: World
+    config: Config
+    generator: Generator
+    budget: int
+    factor: float
+    seed: int
+
+
+Strategy = Callable[[Setting, Client], Allocation]
+
+
+def uniform(setting: Setting, client: Client) -> Allocation:
+    """Every module the same rank."""
+    mask = uniform_mask(len(setting.world.costs), setting.config.rank, setting.budget)
+    return Allocation(mask=mask, scales=torch.ones(mask.shape), factor=setting.factor)
+
+
+def random(setting: Setting, client: Client) -> Allocation:
+    """The same number of parameters, ranks drawn at random over all modules."""
+    draw = torch.Generator().manual_seed(setting.seed)
+    scores = torch.rand(len(setting.world.costs), setting.config.rank, generator=draw)
+    return Allocation(mask=_largest(setting, scores), scales=torch.ones(scores.shape), factor=setting.factor)
+
+
+def bayestune(setting: Setting, client: Client) -> Allocation:
+    """Scales learned by this client alone, from the floor, for `ALONE` times as long."""
+    config = setting.config
+    start = torch.full((len(setting.world.costs), config.rank), START_SCALE)
+    steps = ALONE * config.local_steps
+    scales = learn_scales(setting.world, client, start, config, steps, setting.seed)
+    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+
+
+def fedp2eft(setting: Setting, client: Client) -> Allocation:
+    """Scales that the federation's generator makes of the client's statistics; the largest are kept, as multipliers."""
+    scales = generated(setting.generator, client)
+    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+
+
+def unit_scales(setting: Setting, client: Client) -> Allocation:
+    """Our ranks, without our scales."""
+    ours = fedp2eft(setting, client)
+    return replace(ours, scales=torch.ones(ours.scales.shape))
+
+
+def mean_scale(setting: Setting, client: Client) -> Allocation:
+    """Uniform ranks, all with the mean of our kept scales."""
+    ours = fedp2eft(setting, client)
+    plain = uniform(setting, client)
+    mean = float(ours.scales[ours.mask].mean())
+    return replace(plain, scales=torch.full(plain.scales.shape, mean))
+
+
+@torch.no_grad()
+def generated(generator: Generator, client: Client) -> Tensor:
+    """The generator's scales (modules, rank) for a client."""
+    scales: Tensor = generator(client.features.cpu())
+    return scales
+
+
+def _largest(setting: Setting, scores: Tensor) -> Tensor:
+    costs = setting.world.costs
+    whole = uniform_mask(len(costs), setting.config.rank, setting.budget)
+    return keep_largest(scores, costs, parameters(whole, costs))
+
+
+# AdaLoRA shares out ranks while it trains: it is not in this table (see `adalora.py`).
+STRATEGIES: Mapping[str, Strategy] = {
+    METHOD: fedp2eft,
+    "uniform": uniform,
+    "uniform_tuned": uniform,
+    "random": random,
+    "bayestune": bayestune,
+    "unit_scales": unit_scales,
+    "mean_scale": mean_scale,
+}
+VARIANTS = (METHOD, "uniform", "uniform_tuned", "random", ADALORA, "bayestune", "unit_scales", "mean_scale")
+BASELINES, CONTROLS = VARIANTS[1:6], VARIANTS[6:]

@@ -1,0 +1,210 @@
+"""`PeftVector`: LoRA weights by module, as one vector, as a peft adapter folder, and merged into a base.
+
+The folder is peft's own format: `adapter_config.json` with `rank_pattern` where ranks differ, and
+`adapter_model.safetensors`. What multiplies an update (alpha / r, learned scales) is folded into B, and alpha equals
+the rank in what is written, so that no reader can drop a factor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mobileicsa.core.errors import InputError
+from mobileicsa.io.atomic import write_tensors, writing
+from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.io.safetensors_header import read_header
+from mobileicsa.methods.peft_config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
+
+PREFIX, SIDES = "base_model.model.", ("lora_A", "lora_B")
+# The base that an adapter was made for; a file of its own, for peft warns of unknown keys in its configuration.
+ORIGIN_FILE = "mobileicsa.json"
+# Frobenius norm of one module's update above which an adapter is taken for damaged.
+MAX_UPDATE_NORM = 1e6
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPair:
+    """The update of one linear is B A: `a` (rank, in), `b` (out, rank), float32.
+
+    Invariants: rank is at least 1 and the same in both; all values are finite.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in): the shape of the linear's weight."""
+        return int(self.b.shape[0]), int(self.a.shape[1])
+
+    def update(self) -> Tensor:
+        """(out, in) float32."""
+        return self.b @ self.a
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftVector:
+    """Pairs by the module's Hugging Face name ("model.layers.3.self_attn.q_proj"), and the base that they belong to.
+
+    `base` is the name or folder of the base model; `base_identity` its `Checkpoint.identity`, "" if not known.
+    Invariants: at least one pair; names are sorted.
+    """
+
+    pairs: Mapping[str, LoraPair]
+    base: str = ""
+    base_identity: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise InputError("adapter: holds no module", hint="give it a larger rank budget")
+        object.__setattr__(self, "pairs", {name: self.pairs[name] for name in sorted(self.pairs)})
+        for name, pair in self.pairs.items():
+            _check_pair(name, pair)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {name: pair.rank for name, pair in self.pairs.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of numbers in all pairs."""
+        return sum(tensor.numel() for _, tensor in self._tensors())
+
+    def table(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and shape of every tensor, in the order of `vector`."""
+        return tuple((name, tuple(tensor.shape)) for name, tensor in self._tensors())
+
+    def vector(self) -> Tensor:
+        """All numbers (parameters,) float32, in the order of `table`."""
+        return torch.cat([tensor.reshape(-1) for _, tensor in self._tensors()])
+
+    def with_vector(self, vector: Tensor) -> PeftVector:
+        """The same modules and ranks with the numbers of `vector` (parameters,); InputError for another length."""
+        if vector.shape != (self.parameters,):
+            raise InputError(f"adapter: a vector of shape {list(vector.shape)}, expected [{self.parameters}]")
+        parts = iter(torch.split(vector.float(), [tensor.numel() for _, tensor in self._tensors()]))
+        pairs = {
+            name: LoraPair(a=next(parts).view_as(pair.a), b=next(parts).view_as(pair.b))
+            for name, pair in self.pairs.items()
+        }
+        return PeftVector(pairs=pairs, base=self.base, base_identity=self.base_identity)
+
+    def check_base(self, shapes: Mapping[str, tuple[int, int]], identity: str = "") -> None:
+        """InputError unless every module is a linear of the base, of the same shape (out, in)."""
+        if identity and self.base_identity and identity != self.base_identity:
+            raise InputError(
+                f"adapter: made for base {self.base_identity[:16]}, this one is {identity[:16]}",
+                hint="give the base model that the adapter was trained on",
+            )
+        for name, pair in self.pairs.items():
+            if name not in shapes:
+                raise InputError(f"adapter: module {name!r} is no linear of the base", hint="is it for another model?")
+            if pair.shape != tuple(shapes[name]):
+                raise InputError(
+                    f"adapter: module {name!r} is for a weight {list(pair.shape)}, the base has {list(shapes[name])}",
+                    hint="is it for another model?",
+                )
+
+    def merge(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The base's weights (out, in) by module name, each plus its update where there is one; new tensors."""
+        self.check_base({name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()})
+        return {
+            name: weight + self.pairs[name].update().to(weight.dtype) if name in self.pairs else weight.clone()
+            for name, weight in weights.items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that stock peft loads; the configuration last."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / WEIGHTS_FILE, {f"{PREFIX}{name}.weight": tensor for name, tensor in self._tensors()})
+        write_json(folder / ORIGIN_FILE, {"base": self.base, "base_identity": self.base_identity})
+        common = Counter(self.ranks.values()).most_common(1)[0][0]
+        others = {name: rank for name, rank in self.ranks.items() if rank != common}
+        config = AdapterConfig(
+            targets=tuple(self.pairs), rank=common, alpha=common, ranks=others, alphas=others, base=self.base
+        )
+        write_json(folder / CONFIG_FILE, config.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> PeftVector:
+        """Read a LoRA folder written here or by peft, its factors folded into B.
+
+        Raises InputError for anything but plain LoRA on linears, for a pickle, for NaN, a huge norm, rank 0, shapes
+        that contradict each other or the configuration, and for tensors that belong to no pair.
+        """
+        config = AdapterConfig.read(folder)
+        halves = _read_halves(folder / WEIGHTS_FILE)
+        pairs: dict[str, LoraPair] = {}
+        for name in sorted({name for name, _ in halves}):
+            missing = [side for side in SIDES if (name, side) not in halves]
+            if missing:
+                raise InputError(f"{folder / WEIGHTS_FILE}: module {name!r} has no {missing[0]}")
+            a, b = (halves[name, side] for side in SIDES)
+            if config.rank_of(name) != a.shape[0]:
+                raise InputError(
+                    f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}"
+                )
+            scaling = config.scaling(name)
+            if scaling == 0:
+                log.warning("%s: alpha is 0 for module %r: the adapter does nothing there", folder, name)
+            pairs[name] = LoraPair(a=a, b=b * scaling)
+        origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
+        identity = origin.get("base_identity", "")
+        return cls(pairs=pairs, base=config.base, base_identity=identity if isinstance(identity, str) else "")
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, pair in self.pairs.items():
+            yield f"{name}.lora_A", pair.a
+            yield f"{name}.lora_B", pair.b
+
+
+def _check_pair(name: str, pair: LoraPair) -> None:
+    where, a, b = f"adapter: module {name!r}", pair.a, pair.b
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        raise InputError(f"{where}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit together")
+    if pair.rank < 1:
+        raise InputError(f"{where}: rank 0", hint="leave the module out of the adapter")
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise InputError(f"{where}: holds NaN or infinity", hint="the adapter is damaged; train or copy it again")
+    norm = float(a.double().norm() * b.double().norm())
+    if norm > MAX_UPDATE_NORM:
+        raise InputError(
+            f"{where}: an update of norm up to {norm:.3g}, the limit is {MAX_UPDATE_NORM:g}",
+            hint="did its training diverge?",
+        )
+
+
+def _read_halves(path: Path) -> dict[tuple[str, str], Tensor]:
+    """(module name, side) -> float32 tensor."""
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        pickles = sorted(file.name for file in path.parent.glob("adapter_model.*"))
+        if pickles:
+            raise InputError(
+                f"{path.parent}: only {WEIGHTS_FILE} is read, not {pickles[0]} (a pickle can run any code when opened)",
+                hint="save the adapter with peft's safe serialization",
+            )
+    read_header(path)
+    halves: dict[tuple[str, str], Tensor] = {}
+    for key, tensor in load_file(path).items():
+        name, _, rest = key.removeprefix(PREFIX).rpartition(".lora_")
+        side = f"lora_{rest.removesuffix('.weight')}"
+        if not key.startswith(PREFIX) or not name or side not in SIDES or not key.endswith(".weight"):
+            raise InputError(f"{path}: tensor {key[:200]!r} is not a LoRA weight", hint="only LoRA on linears is read")
+        halves[name, side] = tensor.float()
+    return halves
