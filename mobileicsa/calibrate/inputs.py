@@ -45,7 +45,7 @@ def values(rows: Tensor) -> Tensor:
 
 
 class InputMoments:
-    """Forward pre-hook: mean and standard deviation of all numbers that a linear reads, over any number of batches.
+    """Mean and standard deviation of all numbers that a linear reads, over any number of batches.
 
     Invariant: `spread` is the sum of squared distances from `mean` over `count` numbers. Batches are joined by Chan's
     formula, which does not lose digits where the mean is far larger than the deviation.
@@ -53,9 +53,6 @@ class InputMoments:
 
     def __init__(self, count: int = 0, mean: float = 0.0, spread: float = 0.0) -> None:
         self.count, self.mean, self.spread = count, mean, spread
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        self.update(arguments[0])
 
     def update(self, x: Tensor) -> None:
         """Take in a tensor of any shape; InputError for NaN or infinity."""

@@ -126,6 +126,15 @@ METHODS: dict[str, Entry] = {
             small_minutes=10,
             module="mobileicsa.methods.reefl",
         ),
+        Entry(
+            name="fedp2eft",
+            title="federated learning to personalise LoRA ranks",
+            paper="arXiv 2502.04387 (AAAI 2026)",
+            hands_over=("adapter",),
+            data=("pud_multilingual", "xcopa"),
+            small_minutes=8,
+            module="mobileicsa.methods.fedp2eft",
+        ),
     )
 }
 

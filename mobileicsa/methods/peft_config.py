@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,12 @@ class AdapterConfig:
         rank = self.rank_of(name)
         return float(_matching(self.alphas, name, self.alpha)) / (math.sqrt(rank) if self.root_scaling else rank)
 
+    def check_modules(self, names: Collection[str], folder: Path) -> None:
+        """InputError for a pattern that is no module's name: peft might read it as a regular expression."""
+        for pattern in (*self.ranks, *self.alphas):
+            if not any(_matches(pattern, name) for name in names):
+                raise InputError(f"{folder / CONFIG_FILE}: pattern {pattern[:200]!r} is no module of the adapter")
+
     def to_json(self) -> dict[str, Any]:
         """The file's content, as peft reads it."""
         return {
@@ -95,11 +100,12 @@ class AdapterConfig:
 
 def _matching(patterns: Mapping[str, float], name: str, default: float) -> float:
     """The value of the first pattern that is the name or its end, as peft matches them."""
-    for pattern, value in patterns.items():
-        # Patterns of a file are taken literally, dots apart: a hostile regular expression could run for ever.
-        if re.fullmatch(rf"(.*\.)?{re.escape(pattern.removeprefix('^'))}", name):
-            return value
-    return default
+    return next((value for pattern, value in patterns.items() if _matches(pattern, name)), default)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    # Taken literally: a hostile regular expression could run for ever.
+    return name == pattern.removeprefix("^") or name.endswith(f".{pattern}")
 
 
 def _names(value: Any) -> list[str]:

@@ -148,8 +148,10 @@ class PeftVector:
         """
         config = AdapterConfig.read(folder)
         halves = _read_halves(folder / WEIGHTS_FILE)
+        names = sorted({name for name, _ in halves})
+        config.check_modules(names, folder)
         pairs: dict[str, LoraPair] = {}
-        for name in sorted({name for name, _ in halves}):
+        for name in names:
             missing = [side for side in SIDES if (name, side) not in halves]
             if missing:
                 raise InputError(f"{folder / WEIGHTS_FILE}: module {name!r} has no {missing[0]}")

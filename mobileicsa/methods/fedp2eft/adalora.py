@@ -67,6 +67,7 @@ def _parameters(tail: Tail) -> int:
     total = 0
     for name, value in tail.named_parameters():
         if ".lora_E." in name:
-            layer = tail.get_submodule(name.partition(".lora_E.")[0])
-            total += int((value != 0).sum()) * (layer.in_features + layer.out_features)
+            a = tail.get_parameter(name.replace(".lora_E.", ".lora_A."))
+            b = tail.get_parameter(name.replace(".lora_E.", ".lora_B."))
+            total += int((value != 0).sum()) * (a.shape[1] + b.shape[0])
     return total

@@ -11,12 +11,12 @@ from torch import Tensor
 from mobileicsa.methods.federated import Server, simulate
 from mobileicsa.methods.fedp2eft.client import learn_scales
 from mobileicsa.methods.fedp2eft.config import Config
-from mobileicsa.methods.fedp2eft.generator import Generator, follow, from_state
+from mobileicsa.methods.fedp2eft.generator import Generator, follow, from_state, standardise
 from mobileicsa.methods.fedp2eft.strategies import generated
 from mobileicsa.methods.fedp2eft.world import World
 from mobileicsa.methods.updates import Arrays, Guard, Update
 
-# The generator starts within 1e-6 of nothing, so that its first sound step is many thousand times its own size.
+# The generator starts at next to nothing, so that its first sound step is many thousand times its own size.
 MAX_STEP_RATIO = 1e7
 
 
@@ -25,7 +25,8 @@ def federate(world: World, config: Config, seed: int, tick: Callable[[], None]) 
     clients = {client.name: client for client in world.pool("seen")}
     draw = torch.Generator().manual_seed(seed)
     inputs = next(iter(clients.values())).features.numel()
-    generator = Generator(inputs, len(world.names), config.rank, draw)
+    generator = Generator(inputs, len(world.names), config.rank, config.start_scale, draw)
+    standardise(generator, [client.features.cpu() for client in clients.values()])
     server = Server(
         state=_arrays(generator),
         guard=Guard(

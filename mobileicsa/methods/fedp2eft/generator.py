@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from mobileicsa.calibrate.inputs import InputMoments
 
 SCALE_RANGE = (1e-4, 1000.0)
-START_GAIN, START_SCALE = 1e-6, 1e-4
-VARIANCE_EPSILON = 1e-5
+START_GAIN, START_BIAS = 1e-6, 1e-4
+# Clients of texts unlike any seen one lie far outside; a feature is cut off at so many deviations.
+MOST_DEVIATIONS = 5.0
+VARIANCE_EPSILON, LEAST_SPREAD = 1e-5, 1e-6
 
 
 def clamp_through(x: Tensor, low: float = SCALE_RANGE[0], high: float = SCALE_RANGE[1]) -> Tensor:
@@ -25,8 +27,7 @@ def clamp_through(x: Tensor, low: float = SCALE_RANGE[0], high: float = SCALE_RA
 def features(moments: Sequence[InputMoments]) -> Tensor:
     """(2 · linears,) float32: the mean and the deviation of what every linear of the base reads.
 
-    Compressed by asinh, unlike in the paper: the down projections of some decoders read thousands at one token, and
-    would drown all other statistics.
+    Compressed by asinh, unlike in the paper: the down projections of some decoders read thousands at one token.
     """
     means = [moment.mean for moment in moments]
     deviations = [moment.deviation(VARIANCE_EPSILON) for moment in moments]
@@ -34,29 +35,46 @@ def features(moments: Sequence[InputMoments]) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Features (inputs,) → scales (modules, rank) within `SCALE_RANGE`; all scales are `START_SCALE` at the start.
+    """Features (inputs,) → scales (modules, rank) within `SCALE_RANGE`; all scales are `start` at the start.
 
+    `center` and `spread` (inputs,) are the features' mean and deviation over the seen clients, averaged once before the
+    first round: raw, as in the paper, clients' features differ by a few per cent, which so few rounds do not resolve.
     Float32 throughout: in bfloat16 steps of its learning rate would vanish.
     """
 
-    def __init__(self, inputs: int, modules: int, rank: int, draw: torch.Generator) -> None:
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, inputs: int, modules: int, rank: int, start: float, draw: torch.Generator) -> None:
         super().__init__()
         self.modules_ranks = (modules, rank)
+        self.register_buffer("center", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
         self.first, self.activation = nn.Linear(inputs, 2 * inputs), nn.PReLU()
         self.last = nn.Linear(2 * inputs, modules * rank)
-        for linear in (self.first, self.last):
+        for linear, bias in ((self.first, START_BIAS), (self.last, start)):
             nn.init.xavier_normal_(linear.weight, gain=START_GAIN, generator=draw)
-            nn.init.constant_(linear.bias, START_SCALE)
+            nn.init.constant_(linear.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = ((x - self.center) / self.spread).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         y = self.last(self.activation(self.first(x)))
         return clamp_through(y).view(self.modules_ranks)
+
+
+def standardise(generator: Generator, clients: Sequence[Tensor]) -> None:
+    """Set `center` and `spread` from the seen clients' features, in place."""
+    table = torch.stack(list(clients))
+    generator.center.copy_(table.mean(dim=0))
+    # Where all clients agree a feature says nothing, and is left as it is.
+    deviation = table.std(dim=0, correction=0)
+    generator.spread.copy_(torch.where(deviation > LEAST_SPREAD, deviation, 1.0))
 
 
 def from_state(state: Mapping[str, Tensor], rank: int) -> Generator:
     """The generator whose `state_dict` this is."""
     outputs, inputs = state["last.weight"].shape[0], state["first.weight"].shape[1]
-    generator = Generator(inputs, outputs // rank, rank, torch.Generator())
+    generator = Generator(inputs, outputs // rank, rank, 0.0, torch.Generator())
     generator.load_state_dict(dict(state))
     return generator
 
@@ -68,6 +86,6 @@ def follow(generator: Generator, x: Tensor, wanted: Tensor, *, rate: float, step
     for _ in range(steps):
         distance = (generator(x) - wanted).abs().sum()
         optimizer.zero_grad(set_to_none=True)
-        distance.backward()  # type: ignore[no-untyped-call]
+        distance.backward()
         optimizer.step()
-    return float(distance) / wanted.numel()
+    return distance.item() / wanted.numel()

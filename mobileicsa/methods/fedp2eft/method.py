@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mobileicsa.io.staging import Staging
 from mobileicsa.methods.base import Plan, Step, Tick, Trial
 from mobileicsa.methods.fedp2eft import adalora
 from mobileicsa.methods.fedp2eft.budget import parameters
-from mobileicsa.methods.fedp2eft.client import as_peft, fine_tune
+from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, fine_tune
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
 from mobileicsa.methods.fedp2eft.federation import federate
 from mobileicsa.methods.fedp2eft.generator import from_state
@@ -110,6 +111,7 @@ class _Tuning:
         self.shared, self.generator = shared, from_state(shared, config.rank)
         self.tensors: dict[str, Tensor] = {}
         self.parameters: list[int] = []
+        self.allocations: dict[tuple[str, int], Allocation] = {}
 
     def trial(self) -> Trial:
         rate, factor = self._choose()
@@ -158,7 +160,7 @@ class _Tuning:
                 factor=factor,
                 seed=seed,
             )
-            allocation = STRATEGIES[self.variant](setting, client)
+            allocation = self._allocation(setting, client)
             adapters = fine_tune(self.world, client, allocation, self.config, rate, seed)
             with self.world.adapted(adapters):
                 loss = self.world.score(part)
@@ -173,6 +175,13 @@ class _Tuning:
             self.parameters.append(count)
         self.tick()
         return loss
+
+    def _allocation(self, setting: Setting, client: Client) -> Allocation:
+        """Made once a client and budget, for no learning rate or factor of the fine-tune changes where the ranks are."""
+        key = client.name, setting.budget
+        if key not in self.allocations:
+            self.allocations[key] = STRATEGIES[self.variant](setting, client)
+        return replace(self.allocations[key], factor=setting.factor)
 
 
 def _choices(config: Config, variant: str) -> list[tuple[float, float]]:

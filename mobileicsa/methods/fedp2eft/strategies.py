@@ -15,7 +15,7 @@ from torch import Tensor
 from mobileicsa.methods.fedp2eft.budget import keep_largest, parameters, uniform_mask
 from mobileicsa.methods.fedp2eft.client import Allocation, learn_scales
 from mobileicsa.methods.fedp2eft.config import Config
-from mobileicsa.methods.fedp2eft.generator import START_SCALE, Generator
+from mobileicsa.methods.fedp2eft.generator import Generator
 from mobileicsa.methods.fedp2eft.world import Client, World
 
 METHOD, ADALORA = "fedp2eft", "adalora"
@@ -52,9 +52,9 @@ def random(setting: Setting, client: Client) -> Allocation:
 
 
 def bayestune(setting: Setting, client: Client) -> Allocation:
-    """Scales learned by this client alone, from the floor, for `ALONE` times as long."""
+    """Scales learned by this client alone, from the same start, for `ALONE` times as long."""
     config = setting.config
-    start = torch.full((len(setting.world.costs), config.rank), START_SCALE)
+    start = torch.full((len(setting.world.costs), config.rank), config.start_scale)
     steps = ALONE * config.local_steps
     scales = learn_scales(setting.world, client, start, config, steps, setting.seed)
     return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.core.errors import InputError
-from mobileicsa.io.checkpoint import TOKENIZER_FILE, Checkpoint
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.io.checkpoint import Checkpoint
 
 PUD, XCOPA = "pud_multilingual", "xcopa"
 PUD_LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ru", "tr", "zh")
 XCOPA_LANGUAGES = ("et", "ht", "id", "it", "qu", "sw", "ta", "th", "tr", "vi", "zh")
-POOLS = ("seen", "unseen", "new")
 # Sentences of a language, shared out between two pools; the same ones in all languages, for they are parallel.
 PUD_SENTENCES = 1000
 
@@ -58,13 +58,13 @@ def xcopa_file(language: str) -> str:
 
 
 def read_clients(
-    files: Mapping[str, Path], checkpoint: Checkpoint, start: int, length: int, parts: Parts
+    files: Mapping[str, Path], checkpoint: Checkpoint, spec: ModelSpec, length: int, parts: Parts
 ) -> list[ClientText]:
-    """Clients in the order of `POOLS`: PUD's first half of sentences is seen, its second unseen; XCOPA's are new.
+    """Clients in the order of `files`: PUD's first half of sentences is seen, its second unseen; XCOPA's are new.
 
-    `files`: pool:language to path. `start`: the id before every window, `length`: ids of text in one.
+    `files`: pool:language to path. `length`: ids of text in a window; the model's start token comes before them.
     """
-    encode = _encoder(checkpoint)
+    encode, start = _encoder(checkpoint, spec), spec.bos_id or 0
     readers: Mapping[str, Callable[[Path], list[str]]] = {
         "seen": lambda path: _pud(path)[: PUD_SENTENCES // 2],
         "unseen": lambda path: _pud(path)[PUD_SENTENCES // 2 :],
@@ -93,21 +93,10 @@ def _windows(
     )
 
 
-def _encoder(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
+def _encoder(checkpoint: Checkpoint, spec: ModelSpec) -> Callable[[str], list[int]]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.write_tokenizer(Path(folder))
-        path = Path(folder) / TOKENIZER_FILE
-        if not path.is_file():
-            raise InputError(f"{checkpoint.source_name}: has no {TOKENIZER_FILE}", hint="the base needs its tokenizer")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise InputError(f"{checkpoint.source_name}: {TOKENIZER_FILE} is not a tokenizer: {error}") from error
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return encode
+        return open_tokenizer(Path(folder), spec, checkpoint.source_name).encode
 
 
 def _pud(path: Path) -> list[str]:

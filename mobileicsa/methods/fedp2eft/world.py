@@ -66,7 +66,7 @@ class World:
         self.device = device_named(config.device)
         self.decoder = load_decoder(checkpoint).to(self.device)
         spec = self.decoder.spec
-        texts = read_clients(files, checkpoint, spec.bos_id or 0, config.length, config.parts)
+        texts = read_clients(files, checkpoint, spec, config.length, config.parts)
         self.vocabulary = torch.unique(torch.cat([text.windows.reshape(-1) for text in texts])).to(self.device)
         tail = self.new_tail(config.adapted_layers)
         self.names = [name for _, name in tail.linears()]
@@ -106,14 +106,14 @@ class World:
     @torch.no_grad()
     def score(self, batch: Batch, tail: nn.Module | None = None) -> float:
         """The loss over all windows of a part, which have equal lengths."""
-        parts = [batch.take(rows) for rows in torch.arange(len(batch.targets)).split(CACHE_BATCH)]
+        parts = [batch.take(rows) for rows in torch.split(torch.arange(len(batch.targets)), CACHE_BATCH)]
         total = sum(float(self.loss(part, tail)) * len(part.targets) for part in parts)
         return total / len(batch.targets)
 
     def _client(self, text: ClientText, config: Config, tick: Callable[[], None]) -> Client:
         windows = text.windows.to(self.device)
         targets = torch.searchsorted(self.vocabulary, windows[:, 1:].contiguous())
-        counts = (config.train, config.validation, config.test)
+        counts = [config.train, config.validation, config.test]
         # Statistics are those of the training text alone.
         train, moments = hidden_states(self.decoder, self.tail.first, windows[: config.train, :-1], observe=True)
         others, _ = hidden_states(self.decoder, self.tail.first, windows[config.train :, :-1])
@@ -140,14 +140,22 @@ def device_named(name: str) -> torch.device:
 def hidden_states(
     decoder: Decoder, layer: int, ids: Tensor, *, observe: bool = False
 ) -> tuple[Tensor, list[InputMoments]]:
-    """What block `layer` reads for ids (N, T): (N, T, hidden); with `observe` the moments of every linear's input."""
+    """What block `layer` reads for ids (N, T): (N, T, hidden); with `observe` the moments of every linear's input.
+
+    The moments leave the start token out: it is the same for all clients, and its activations are the largest by far.
+    """
     moments = {name: InputMoments() for name in linear_names(decoder.spec)} if observe else {}
-    hooks = [decoder.get_submodule(name).register_forward_pre_hook(moment) for name, moment in moments.items()]
+    hooks = [
+        decoder.get_submodule(name).register_forward_pre_hook(
+            lambda module, arguments, moment=moment: moment.update(arguments[0][:, 1:])
+        )
+        for name, moment in moments.items()
+    ]
     last = decoder.spec.num_layers if observe else layer
     ropes, masks = positions_for(decoder.spec, 0, ids.shape[1], ids.device)
     kept = []
     try:
-        for batch in ids.split(CACHE_BATCH):
+        for batch in torch.split(ids, CACHE_BATCH):
             x = decoder.embed(batch)
             for index in range(last):
                 if index == layer:

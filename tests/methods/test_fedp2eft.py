@@ -1,0 +1,171 @@
+"""`methods run fedp2eft`: its adapters in stock peft, the form of its result, the same numbers again, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from schema import read_result
+from tiny_artifact import write_checkpoint
+
+from mobileicsa.api import run_method
+from mobileicsa.core.errors import InputError
+from mobileicsa.io.checkpoint import open_checkpoint
+from mobileicsa.methods.fedp2eft.budget import uniform_mask
+from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, fine_tune, start_adapters
+from mobileicsa.methods.fedp2eft.config import SIZES, Config
+from mobileicsa.methods.fedp2eft.method import _files
+from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS
+from mobileicsa.methods.fedp2eft.tail import Tail
+from mobileicsa.methods.fedp2eft.world import World, hidden_states
+from mobileicsa.methods.overrides import configure
+from mobileicsa.methods.peft_vector import PeftVector
+from mobileicsa.models.load import load_decoder
+
+peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    run_method("fedp2eft", "smoke", output, overrides=[f"base={base}", f"data={data_dir}", "seeds=2"])
+    return output
+
+
+@pytest.fixture(scope="module")
+def world(base: Path, data_dir: Path) -> tuple[World, Config]:
+    config = configure(SIZES, "smoke", [f"base={base}", f"data={data_dir}", "new_languages=[]"])
+    return World(config, _files(config), lambda: None), config
+
+
+def stock_model(base: Path, adapter: Path | None = None) -> Any:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return model if adapter is None else peft.PeftModel.from_pretrained(model, adapter)
+
+
+def test_the_result_has_every_baseline_and_control_at_equal_parameters(finished: Path) -> None:
+    document = read_result(finished)
+    assert set(document["baselines"]) == {*BASELINES, *CONTROLS}
+    parameters = {name: m["parameters"]["mean"] for name, m in document["baselines"].items() if name != ADALORA}
+    parameters["ours"] = document["metrics"]["parameters"]["mean"]
+    # What no rank fits in any more is less than the cheapest one's 48.
+    assert all(0 <= parameters["uniform"] - found < 48 for found in parameters.values()), parameters
+    assert {"unseen_loss_r1", "unseen_loss_r2", "seen_loss_r1", "new_loss_r1"} <= set(document["metrics"])
+
+
+def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base: Path) -> None:
+    folder = finished / read_result(finished)["artifacts"]["adapter"]
+    adapter = PeftVector.load(folder)
+    assert adapter.base_identity == open_checkpoint(str(base)).identity
+    ids = torch.arange(5, 25).view(2, 10)
+    merged = stock_model(base)
+    weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.pairs}
+    for name, weight in adapter.merge(weights).items():
+        merged.get_submodule(name).weight.data = weight
+    with torch.no_grad():
+        loaded, expected = stock_model(base, folder)(ids).logits, merged(ids).logits
+    assert not torch.equal(expected, stock_model(base)(ids).logits)
+    torch.testing.assert_close(loaded, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_generator_is_written(finished: Path) -> None:
+    state = load_file(finished / read_result(finished)["artifacts"]["psg"])
+    config = SIZES["smoke"]
+    # Two numbers for each of two blocks' seven linears in, a scale for every rank of one block's out.
+    assert state["first.weight"].shape[1] == 2 * 2 * 7
+    assert state["last.weight"].shape[0] == 7 * config.rank
+
+
+def test_the_same_seed_gives_the_same_numbers(finished: Path, base: Path, data_dir: Path, tmp_path: Path) -> None:
+    run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", f"data={data_dir}", "seed=1"])
+    again, before = read_result(tmp_path / "out"), read_result(finished)
+    for name, estimate in again["metrics"].items():
+        assert estimate["per_seed"][0] == before["metrics"][name]["per_seed"][1], name
+
+
+def test_what_is_trained_on_the_tail_is_what_stock_peft_computes(
+    world: tuple[World, Config], base: Path, tmp_path: Path
+) -> None:
+    """The tail over cached states, its q unscaled, against the whole model with the written adapter."""
+    w, config = world
+    client = w.clients["unseen-de"]
+    mask = uniform_mask(len(w.costs), config.rank, 2)
+    mask[0] = False  # a module without adapter, and ranks that differ
+    mask[3, 3] = True
+    allocation = Allocation(mask=mask, scales=torch.rand(mask.shape) + 0.5, factor=2.0)
+    adapters = fine_tune(w, client, allocation, config, 0.05, 7)
+    as_peft(w, adapters).save(tmp_path / "adapter")
+    with w.adapted(adapters), torch.no_grad():
+        ours = w.decoder.head.norm(w.tail(client.test.hidden)) @ w._head.T
+    assert set(PeftVector.load(tmp_path / "adapter").ranks.values()) == {2, 3}
+    model = stock_model(base, tmp_path / "adapter")
+    # The windows again, from the cached targets: the start token, then all but the last one.
+    ids = torch.cat((torch.full((config.test, 1), 1), w.vocabulary[client.test.targets[:, :-1]]), dim=1)
+    with torch.no_grad():
+        theirs = model(ids).logits[..., w.vocabulary]
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_a_tail_without_adapters_is_the_decoder(base: Path) -> None:
+    decoder, ids = load_decoder(open_checkpoint(str(base))), torch.arange(5, 25).view(2, 10)
+    hidden, _ = hidden_states(decoder, 1, ids)
+    whole, moments = hidden_states(decoder, 0, ids, observe=True)
+    assert len(moments) == 14
+    with torch.no_grad():
+        expected = decoder(ids)[0]
+        for states, count in ((hidden, 1), (whole, 2)):
+            torch.testing.assert_close(decoder.head(Tail(decoder, count)(states)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_kept_ranks_start_alike_whatever_else_is_kept(world: tuple[World, Config]) -> None:
+    w, config = world
+    ones = torch.ones(len(w.costs), config.rank)
+    few, all_ = (
+        start_adapters(w, Allocation(mask=uniform_mask(len(w.costs), config.rank, kept), scales=ones, factor=1.0), 3)
+        for kept in (1, config.rank)
+    )
+    for a, b in zip(few, all_, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a.a, b.a[:1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["budgets=[9]"], "within 1 and rank"),
+        (["languages=[de, xx]"], "xx unknown"),
+        (["adapted_layers=3"], "the base has 2"),
+        (["train=100000"], "windows of 12 are asked for"),
+        (["data=/nowhere"], "pud_ar.tsv"),
+        (["length=0"], "at least 1"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    base: Path, data_dir: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    data = [] if overrides[0].startswith("data=") else [f"data={data_dir}"]
+    languages = [] if overrides[0].startswith("languages=") else ["languages=[ar, de]"]
+    with pytest.raises(InputError, match=words):
+        run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", *data, *languages, *overrides])
+
+
+def test_broken_xcopa_rows_are_named(base: Path, data_dir: Path, tmp_path: Path) -> None:
+    for folder in ("pud_multilingual", "xcopa"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for language in ("de", "hi"):
+        name = f"pud_multilingual/pud_{language}.tsv"
+        (tmp_path / "data" / name).write_bytes((data_dir / name).read_bytes())
+    (tmp_path / "data/xcopa/val.vi.jsonl").write_text(json.dumps({"premise": "x"}) + "\n")
+    with pytest.raises(InputError, match=r"val\.vi\.jsonl: line 1"):
+        run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", f"data={tmp_path / 'data'}"])
