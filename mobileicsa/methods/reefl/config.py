@@ -31,11 +31,11 @@ class ReeflConfig(RunConfig):
 
     - `regime`: what learns beside the exits: nothing ("frozen"), LoRA on q and v, or all ("full");
     - `side`: inputs are resized to it; None: as they are. `patch`: None: the task's own;
-    - `start`: folder of a ViT (transformers' format) that the backbone starts from; None: it learns `start_epochs` on a
-      part of the training data (`start_share`, whole speakers where there are any) that no client holds;
-    - `per_class`: at most so many training examples of a class; `local_steps`: at most so many of a client's round;
-    - `held_out`: share of each client's examples that it does not train on; `scored` names what is scored: these, or the
-      test split;
+    - `start`: folder of a ViT (transformers' format) that the backbone starts from; None: it learns for `start_steps` on
+      a part of the training data (`start_share`, whole speakers where there are any) that no client holds;
+    - `per_class`: at most so many training examples of a class;
+    - `local_steps`: of a client's round, over its data again where it is short; None: one pass;
+    - `held_out`: share of each client's examples that it does not train on; `scored`: these, or the test split;
     - `ramp`: rounds until distillation has its full weight; `teacher_keep`: of the moving mean that picks the teacher.
     """
 
@@ -50,7 +50,7 @@ class ReeflConfig(RunConfig):
     patch: Positive | None = 16
     start: Path | None = None
     start_share: Share = 0.0
-    start_epochs: Annotated[int, Field(ge=0)] = 0
+    start_steps: Annotated[int, Field(ge=0)] = 0
     start_lr: Rate = 1e-3
     per_class: Positive | None = None
     clients: Positive = 100
@@ -59,7 +59,6 @@ class ReeflConfig(RunConfig):
     held_out: Share = 0.1
     scored: Literal["test", "held_out"] = "test"
     rounds: Positive = 1000
-    epochs: Positive = 1
     local_steps: Positive | None = None
     batch: Positive = 32
     lr: Rate = 0.05
@@ -81,11 +80,12 @@ SMALL = ReeflConfig(
     side=None,
     patch=None,
     start_share=0.5,
-    start_epochs=4,
+    start_steps=200,
     clients=20,
     per_round=5,
-    rounds=20,
-    ramp=6,
+    rounds=12,
+    local_steps=6,
+    ramp=4,
     lr=0.2,
     lora_rank=8,
     lora_alpha=16.0,
@@ -100,7 +100,7 @@ SMOKE = ReeflConfig(
     side=None,
     patch=8,
     start_share=0.5,
-    start_epochs=1,
+    start_steps=4,
     per_class=20,
     clients=4,
     per_round=4,

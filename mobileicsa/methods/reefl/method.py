@@ -28,8 +28,8 @@ from mobileicsa.methods.result import Metrics, Verdict, judge_above
 
 CLAIM = "mean accuracy over exits lies above own heads with all-pairs distillation (DepthFL) and above ExclusiveFL"
 RIVALS = ("depthfl", "exclusivefl")
-# The backbone's training beside one round of ReeFL.
-START_WEIGHT = 2.0
+# A step of the backbone's training beside a round of ReeFL.
+START_WEIGHT = 0.12
 
 
 class Reefl:
@@ -52,8 +52,8 @@ class Reefl:
     def plan(self, config: ReeflConfig) -> Plan:
         ticks = config.rounds * len(config.tasks)
         steps = [Step(name=n, ticks=ticks, weight=ticks * VARIANTS[n].cost) for n in (NAME, *config.baselines)]
-        epochs = START_WEIGHT * config.start_epochs * len(config.tasks)
-        return Plan(prepare=Step(name="backbone", ticks=len(config.tasks), weight=epochs), variants=tuple(steps))
+        start = START_WEIGHT * config.start_steps * len(config.tasks)
+        return Plan(prepare=Step(name="backbone", ticks=len(config.tasks), weight=start), variants=tuple(steps))
 
     def prepare(self, config: ReeflConfig, seed: int, tick: Tick) -> Mapping[str, Tensor]:
         """The backbone of each task, as `task/parameter`; none where it starts from random weights."""
@@ -64,7 +64,7 @@ class Reefl:
             start: Mapping[str, Tensor] = {}
             if config.start is not None:
                 start = read_vit(config.start, spec)
-            elif federation.start is not None and config.start_epochs:
+            elif federation.start is not None and config.start_steps:
                 start = train_backbone(spec, federation.start, config, seed)
             found |= {f"{task}/{name}": value for name, value in start.items()}
             tick()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -102,7 +103,6 @@ def train_backbone(spec: ExitVitSpec, examples: Examples, config: ReeflConfig, s
     with seeded(seed):
         model = ExitVit(alone).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.start_lr, weight_decay=START_DECAY)
-    steps = config.start_epochs * -(-len(examples) // START_BATCH)
 
     def loss_of(indices: Tensor) -> Tensor:
         logits = model(resized(examples.inputs[indices], spec))[-1]
@@ -111,10 +111,10 @@ def train_backbone(spec: ExitVitSpec, examples: Examples, config: ReeflConfig, s
     fit(
         list(model.parameters()),
         optimizer,
-        batches(len(examples), START_BATCH, seed, epochs=config.start_epochs),
+        islice(batches(len(examples), START_BATCH, seed), config.start_steps),
         loss_of,
         clip_norm=1.0,
-        rate=lambda step: min(1.0, (step + 1) / 20) * cosine(step, steps, 1.0, 0.05),
+        rate=lambda step: min(1.0, (step + 1) / 20) * cosine(step, config.start_steps, 1.0, 0.05),
     )
     return {name: value.cpu() for name, value in model.state_dict().items() if not name.startswith("exits.")}
 

@@ -124,11 +124,12 @@ def _train(
         logits = model(resized(examples.inputs[indices], model.spec), exits)
         return variant.loss(logits, examples.labels[indices].to(device()), weight, means)
 
-    shuffled = batches(len(examples), config.batch, seed + ROUND_STRIDE * (round + 1), epochs=config.epochs)
+    steps = config.local_steps or -(-len(examples) // config.batch)
+    shuffled = batches(len(examples), config.batch, seed + ROUND_STRIDE * (round + 1))
     fit(
         parameters,
         torch.optim.SGD(parameters, lr=lr),
-        islice(shuffled, config.local_steps),
+        islice(shuffled, steps),
         loss_of,
         clip_value=config.clip_value,
     )
