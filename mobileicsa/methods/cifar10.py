@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.methods.tasks import Examples, Split, data_files, digest
@@ -28,14 +30,14 @@ def identity(data: Path | None) -> str:
 
 
 @lru_cache(maxsize=1)
-def load(data: Path | None) -> Split:
-    """10,000 training and 2,000 test images, (n, 3, 32, 32) normalised by channel."""
+def load(data: Path | None, per_class: int | None = None) -> Split:
+    """10,000 training and 2,000 test images, (n, 3, 32, 32) normalised by channel; at most `per_class` of each."""
     files = data_files(data, FOLDER, FILES)
-    train, test = (_read(files[name]) for name in FILES)
+    train, test = (_read(files[name], per_class) for name in FILES)
     return Split(train=train, test=test, classes=len(CLASSES))
 
 
-def _read(archive: Path) -> Examples:
+def _read(archive: Path, per_class: int | None) -> Examples:
     from PIL import Image, UnidentifiedImageError
 
     images, labels = [], []
@@ -45,6 +47,8 @@ def _read(archive: Path) -> Examples:
                 kind = member.name.split("/")[-2]
                 if kind not in CLASSES or member.size > MAX_FILE_BYTES:
                     raise InputError(f"{archive}: {member.name}: not an image of a class of CIFAR-10")
+                if labels.count(CLASSES.index(kind)) == per_class:
+                    continue
                 stream = tar.extractfile(member)
                 assert stream is not None
                 with Image.open(io.BytesIO(stream.read()), formats=("JPEG",)) as image:
@@ -56,7 +60,10 @@ def _read(archive: Path) -> Examples:
         raise InputError(f"{archive}: cannot be read: {error}", hint="get the archive again") from error
     if not images:
         raise InputError(f"{archive}: holds no .jpg file")
-    pixels = np.stack(images).astype(np.float32) / 255
-    normal = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-    inputs = torch.from_numpy(np.ascontiguousarray(normal.transpose(0, 3, 1, 2)))
-    return Examples(inputs=inputs, labels=torch.tensor(labels))
+    return Examples(inputs=normalized(np.stack(images)), labels=torch.tensor(labels))
+
+
+def normalized(pixels: NDArray[np.uint8]) -> Tensor:
+    """(n, height, width, 3) bytes to (n, 3, height, width) float32 of mean 0 and deviation 1 by channel."""
+    scaled = (pixels.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))

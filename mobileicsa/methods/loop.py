@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,10 +20,10 @@ class Diverged(MobileICSAError):
     """Training left the finite numbers."""
 
 
-def batches(count: int, size: int, seed: int, *, epochs: int) -> Iterator[Tensor]:
-    """Indices of shuffled batches, the last one of an epoch smaller."""
+def batches(count: int, size: int, seed: int, *, epochs: int | None = None) -> Iterator[Tensor]:
+    """Indices of shuffled batches, the last one of an epoch smaller; without `epochs` there is no end."""
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
+    for _ in itertools.count() if epochs is None else range(epochs):
         order = torch.randperm(count, generator=draw)
         yield from (order[at : at + size] for at in range(0, count, size))
 
