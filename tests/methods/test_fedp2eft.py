@@ -60,7 +60,7 @@ def test_the_result_has_every_baseline_and_control_at_equal_parameters(finished:
     parameters["ours"] = document["metrics"]["parameters"]["mean"]
     # What no rank fits in any more is less than the cheapest one's 48.
     assert all(0 <= parameters["uniform"] - found < 48 for found in parameters.values()), parameters
-    assert {"unseen_loss_r1", "unseen_loss_r2", "seen_loss_r1", "new_loss_r1"} <= set(document["metrics"])
+    assert {"loss_rank_1", "loss_rank_2", "loss_seen", "loss_new", "untuned_loss"} <= set(document["metrics"])
 
 
 def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base: Path) -> None:

@@ -12,7 +12,7 @@ from mobileicsa.io.checkpoint import Checkpoint
 from mobileicsa.methods.fedp2eft.strategies import BASELINES
 from mobileicsa.methods.peft_vector import PeftVector
 
-METRIC = "unseen_loss_r2"
+METRIC = "loss_rank_2"
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_fedp2eft_claim(smollm2: Checkpoint, data_dir: Path, tmp_path: Path) -> 
     pytest.importorskip("peft", reason="the extra `peft` is not installed")
     run_method("fedp2eft", "small", tmp_path / "out", overrides=[f"data={data_dir}"])
     document = read_result(tmp_path / "out")
-    base = document["metrics"]["unseen_loss_base"]["mean"]
+    base = document["metrics"]["untuned_loss"]["mean"]
     losses = {name: metrics[METRIC] for name, metrics in document["baselines"].items()} | {
         "fedp2eft": document["metrics"][METRIC]
     }

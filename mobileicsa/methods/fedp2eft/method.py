@@ -67,7 +67,7 @@ class FedP2EFT:
         return _Tuning(self._world_of(config), config, variant, seed, shared, tick).trial()
 
     def judge(self, config: Config, table: Mapping[str, Metrics]) -> Verdict:
-        metric = _claimed(config)
+        metric = _metric("unseen", config.budgets[0])
         claim = (
             f"unseen clients' test loss at the parameters of uniform rank {config.budgets[0]} is below that of"
             f" {', '.join(BASELINES)}"
@@ -119,14 +119,12 @@ class _Tuning:
         for pool, budget in _scored(self.config, self.variant):
             keep = self.variant == METHOD and (pool, budget) == ("unseen", self.config.budgets[0])
             scores = {c.name: self._score(c, budget, rate, factor, keep=keep) for c in self.world.pool(pool)}
-            metrics[f"{pool}_loss_r{budget}"] = float(np.mean(list(scores.values())))
-            by_client[f"{pool}_loss_r{budget}"] = scores
+            name = _metric(pool, budget)
+            metrics[name], by_client[name] = float(np.mean(list(scores.values()))), scores
             if (pool, budget) == ("unseen", self.config.budgets[0]):
                 metrics["parameters"] = float(np.mean(self.parameters))
         if self.variant == METHOD:
-            metrics |= {
-                "unseen_loss_base": float(np.mean([self.world.score(c.test) for c in self.world.pool("unseen")]))
-            }
+            metrics |= {"untuned_loss": float(np.mean([self.world.score(c.test) for c in self.world.pool("unseen")]))}
             self.tensors |= {f"psg:{name}": tensor for name, tensor in self.shared.items()}
         return Trial(
             metrics=metrics, tensors=self.tensors, notes={"rate": rate, "factor": factor, "clients": by_client}
@@ -177,7 +175,7 @@ class _Tuning:
         return loss
 
     def _allocation(self, setting: Setting, client: Client) -> Allocation:
-        """Made once a client and budget, for no learning rate or factor of the fine-tune changes where the ranks are."""
+        """Made once a client and budget: no learning rate or factor of the fine-tune changes where ranks are."""
         key = client.name, setting.budget
         if key not in self.allocations:
             self.allocations[key] = STRATEGIES[self.variant](setting, client)
@@ -200,8 +198,9 @@ def _scored(config: Config, variant: str) -> Iterator[tuple[str, int]]:
         yield from (("unseen", budget) for budget in others)
 
 
-def _claimed(config: Config) -> str:
-    return f"unseen_loss_r{config.budgets[0]}"
+def _metric(pool: str, budget: int) -> str:
+    """The other pools are scored at the first budget only."""
+    return f"loss_rank_{budget}" if pool == "unseen" else f"loss_{pool}"
 
 
 def _members(config: Config, pool: str) -> list[str]:
