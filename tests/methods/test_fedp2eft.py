@@ -13,18 +13,19 @@ from schema import read_result
 from tiny_artifact import write_checkpoint
 
 from mobileicsa.api import run_method
-from mobileicsa.core.errors import InputError
-from mobileicsa.io.checkpoint import open_checkpoint
+from mobileicsa.core.errors import EnvironmentFault, InputError
+from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.methods.fedp2eft.budget import uniform_mask
 from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, fine_tune, start_adapters
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
 from mobileicsa.methods.fedp2eft.method import _files
 from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS
 from mobileicsa.methods.fedp2eft.tail import Tail
+from mobileicsa.methods.fedp2eft.texts import read_clients
 from mobileicsa.methods.fedp2eft.world import World, hidden_states
 from mobileicsa.methods.overrides import configure
 from mobileicsa.methods.peft_vector import PeftVector
-from mobileicsa.models.load import load_decoder
+from mobileicsa.models.load import load_decoder, read_spec
 
 peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
 
@@ -160,12 +161,31 @@ def test_a_wrong_request_is_refused(
         run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", *data, *languages, *overrides])
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_text_enough(size: str, smollm2: Checkpoint, data_dir: Path) -> None:
+    config = configure(SIZES, size, [f"data={data_dir}"])
+    clients = read_clients(_files(config), smollm2, read_spec(smollm2), config.length, config.parts)
+    assert [f"{client.pool}:{client.language}" for client in clients] == config.clients
+    assert all(client.windows.shape == (config.parts.total, config.length + 1) for client in clients)
+    seen, unseen = (next(c.windows for c in clients if c.name == f"{pool}-de") for pool in ("seen", "unseen"))
+    assert not (seen[:, None, 1:] == unseen[None, :, 1:]).all(dim=2).any()
+
+
+def test_a_missing_peft_is_said_before_any_work(
+    base: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobileicsa.methods.fedp2eft.adalora.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match="needs peft"):
+        run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", f"data={data_dir}"])
+
+
 def test_broken_xcopa_rows_are_named(base: Path, data_dir: Path, tmp_path: Path) -> None:
     for folder in ("pud_multilingual", "xcopa"):
         (tmp_path / "data" / folder).mkdir(parents=True)
     for language in ("de", "hi"):
         name = f"pud_multilingual/pud_{language}.tsv"
         (tmp_path / "data" / name).write_bytes((data_dir / name).read_bytes())
-    (tmp_path / "data/xcopa/val.vi.jsonl").write_text(json.dumps({"premise": "x"}) + "\n")
+    for part in ("val", "test"):
+        (tmp_path / f"data/xcopa/{part}.vi.jsonl").write_text(json.dumps({"premise": "x"}) + "\n")
     with pytest.raises(InputError, match=r"val\.vi\.jsonl: line 1"):
         run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", f"data={tmp_path / 'data'}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
@@ -28,12 +29,17 @@ class _WithLoss(nn.Module):
         return SimpleNamespace(loss=self._world[0].loss(batch, self.tail))  # type: ignore[arg-type]
 
 
+def check_available() -> None:
+    """EnvironmentFault where peft is not installed."""
+    if find_spec("peft") is None:
+        raise EnvironmentFault(
+            "fedp2eft: AdaLoRA, one of its baselines, needs peft", hint="pip install 'mobileicsa[peft]'"
+        )
+
+
 def tune(world: World, client: Client, config: Config, budget: int, rate: float, seed: int) -> tuple[Tail, int]:
-    """The adapted tail, and the number of parameters of the ranks that are left; EnvironmentFault without peft."""
-    try:
-        from peft import AdaLoraConfig, AdaLoraModel
-    except ImportError as error:
-        raise EnvironmentFault("adalora needs peft", hint="pip install 'mobileicsa[peft]'") from error
+    """The adapted tail, and the number of parameters of the ranks that are left; needs peft."""
+    from peft import AdaLoraConfig, AdaLoraModel
 
     torch.manual_seed(seed)
     tail = world.new_tail(config.adapted_layers)

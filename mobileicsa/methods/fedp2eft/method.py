@@ -28,8 +28,8 @@ from mobileicsa.methods.fedp2eft.strategies import (
     VARIANTS,
     Setting,
 )
-from mobileicsa.methods.fedp2eft.texts import PUD, XCOPA, pud_file, xcopa_file
-from mobileicsa.methods.fedp2eft.world import Client, World
+from mobileicsa.methods.fedp2eft.texts import PUD, XCOPA, pud_file, xcopa_files
+from mobileicsa.methods.fedp2eft.world import Client, World, device_named
 from mobileicsa.methods.peft_vector import LoraPair, PeftVector
 from mobileicsa.methods.result import Metrics, Verdict, judge_above, paired
 from mobileicsa.methods.tasks import data_files, digest
@@ -47,7 +47,10 @@ class FedP2EFT:
         self._world: tuple[Config, World] | None = None
 
     def check(self, config: Config) -> str:
-        return sha256_parts([("base", open_checkpoint(config.base).identity), ("data", digest(_files(config)))])
+        adalora.check_available()
+        device_named(config.device)
+        paths = {str(index): path for index, path in enumerate(p for group in _files(config).values() for p in group)}
+        return sha256_parts([("base", open_checkpoint(config.base).identity), ("data", digest(paths))])
 
     def plan(self, config: Config) -> Plan:
         unseen = len(config.languages)
@@ -207,13 +210,11 @@ def _members(config: Config, pool: str) -> list[str]:
     return [client for client in config.clients if client.startswith(f"{pool}:")]
 
 
-def _files(config: Config) -> dict[str, Path]:
-    """pool:language to the file of its text."""
-    pud = data_files(config.data, PUD, [pud_file(language) for language in config.languages])
-    files = {
-        f"{pool}:{language}": pud[pud_file(language)] for pool in ("seen", "unseen") for language in config.languages
-    }
-    if config.new_languages:
-        xcopa = data_files(config.data, XCOPA, [xcopa_file(language) for language in config.new_languages])
-        files |= {f"new:{language}": xcopa[xcopa_file(language)] for language in config.new_languages}
+def _files(config: Config) -> dict[str, list[Path]]:
+    """pool:language to the files of its text."""
+    files = {}
+    for client in config.clients:
+        pool, _, language = client.partition(":")
+        folder, names = (XCOPA, xcopa_files(language)) if pool == "new" else (PUD, (pud_file(language),))
+        files[client] = list(data_files(config.data, folder, names).values())
     return files

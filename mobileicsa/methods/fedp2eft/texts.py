@@ -53,16 +53,17 @@ def pud_file(language: str) -> str:
     return f"pud_{language}.tsv"
 
 
-def xcopa_file(language: str) -> str:
-    return f"val.{language}.jsonl"
+def xcopa_files(language: str) -> tuple[str, ...]:
+    """Read one after the other; only their sentences are used, not which choice is right."""
+    return f"val.{language}.jsonl", f"test.{language}.jsonl"
 
 
 def read_clients(
-    files: Mapping[str, Path], checkpoint: Checkpoint, spec: ModelSpec, length: int, parts: Parts
+    files: Mapping[str, Sequence[Path]], checkpoint: Checkpoint, spec: ModelSpec, length: int, parts: Parts
 ) -> list[ClientText]:
     """Clients in the order of `files`: PUD's first half of sentences is seen, its second unseen; XCOPA's are new.
 
-    `files`: pool:language to path. `length`: ids of text in a window; the model's start token comes before them.
+    `files`: pool:language to paths. `length`: ids of text in a window; the model's start token comes before them.
     """
     encode, start = _encoder(checkpoint, spec), spec.bos_id or 0
     readers: Mapping[str, Callable[[Path], list[str]]] = {
@@ -71,9 +72,10 @@ def read_clients(
         "new": _xcopa,
     }
     clients = []
-    for key, path in files.items():
+    for key, paths in files.items():
         pool, _, language = key.partition(":")
-        windows = _windows(readers[pool](path), encode, start, length, parts.total, path)
+        sentences = [sentence for path in paths for sentence in readers[pool](path)]
+        windows = _windows(sentences, encode, start, length, parts.total, paths[0])
         clients.append(ClientText(pool=pool, language=language, windows=windows))
     return clients
 

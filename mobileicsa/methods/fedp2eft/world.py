@@ -60,7 +60,7 @@ class World:
     cross entropy within them, which a step can afford.
     """
 
-    def __init__(self, config: Config, files: Mapping[str, Path], tick: Callable[[], None]) -> None:
+    def __init__(self, config: Config, files: Mapping[str, Sequence[Path]], tick: Callable[[], None]) -> None:
         checkpoint = open_checkpoint(config.base)
         self.base_name, self.base_identity = config.base, checkpoint.identity
         self.device = device_named(config.device)
