@@ -57,10 +57,10 @@ class Config(RunConfig):
     tuning_clients: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("length", "train", "validation", "test", "batch", "rank", "per_round", "tuning_clients"):
+        for name in ("length", "train", "validation", "test", "batch", "rank", "per_round", "steps", "tuning_clients"):
             if getattr(self, name) < 1:
                 raise InputError(f"fedp2eft: {name} is {getattr(self, name)}, must be at least 1")
-        for name in ("rounds", "local_steps", "generator_steps", "steps"):
+        for name in ("rounds", "local_steps", "generator_steps"):
             if getattr(self, name) < 0:
                 raise InputError(f"fedp2eft: {name} is {getattr(self, name)}, must be at least 0")
         if not self.budgets or not all(1 <= budget <= self.rank for budget in self.budgets):
