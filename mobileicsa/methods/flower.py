@@ -73,8 +73,8 @@ def train_reply(message: Any, client: str, fit: Fit) -> Any:
 def _update(message: Any, server_round: int) -> Update:
     """A reply as an update; one without arrays or metrics becomes one that the guard drops."""
     records = message.content
-    arrays = next(iter(records.array_records.values()), {})
-    metrics = next(iter(records.metric_records.values()), {})
+    arrays: Any = next(iter(records.array_records.values()), {})
+    metrics: Any = next(iter(records.metric_records.values()), {})
     return Update(
         client=str(message.metadata.src_node_id),
         round=int(metrics.get(ROUND, server_round)) - 1,

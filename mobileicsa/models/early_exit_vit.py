@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return result
 
     def _split(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return rows.view(*rows.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
 
 
 class Block(nn.Module):

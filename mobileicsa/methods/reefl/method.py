@@ -44,7 +44,7 @@ class Reefl:
             )
         if config.clients < config.exits:
             raise InputError(f"clients={config.clients}: fewer than exits={config.exits}, so that no budget is whole")
-        parts = [(task, SOURCES[task].identity(config.data)) for task in config.tasks]
+        parts: list[tuple[str, str]] = [(task, SOURCES[task].identity(config.data)) for task in config.tasks]
         if config.start is not None:
             parts.append(("start", sha256_tree(config.start)))
         return sha256_parts(parts)
