@@ -90,7 +90,8 @@ def _show_list(console: Console, found: list[dict[str, Any]]) -> None:
 def _show_result(console: Console, result: dict[str, Any]) -> None:
     from mobileicsa.cli.tables import show_facts, show_table
 
-    names = list(result["metrics"])[:MAX_COLUMNS]
+    # A metric at several points (accuracy_exit_1, ...) is for the figure, if there are others.
+    names = sorted(result["metrics"], key=lambda metric: (metric[-1].isdigit(), metric))[:MAX_COLUMNS]
     contenders = {result["method"]: result["metrics"], **result["baselines"]}
     rows = [(name, *(_estimate(metrics.get(metric)) for metric in names)) for name, metrics in contenders.items()]
     show_table(console, ("", *(name.replace("_", " ") for name in names)), rows)

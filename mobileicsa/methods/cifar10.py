@@ -40,7 +40,8 @@ def load(data: Path | None, per_class: int | None = None) -> Split:
 def _read(archive: Path, per_class: int | None) -> Examples:
     from PIL import Image, UnidentifiedImageError
 
-    images, labels = [], []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     try:
         with tarfile.open(archive) as tar:
             for member in sorted((m for m in tar if m.isfile() and m.name.endswith(".jpg")), key=lambda m: m.name):

@@ -1,8 +1,8 @@
 """A vision transformer with early exits: stages that hand on (hidden state, CLS history), exits of two kinds.
 
-After every block l the CLS row z_l joins the history. Exits "recurrent" (ReeFL, arXiv 2405.14791) share one module for all
-depths: `M = Ree([m_0, z_1 .. z_l] + pos)`, logits `head(M[0] + z_l)`, and with modulation M's last row replaces the CLS row
-before block l + 1. Exits "own" have a head each on z_l.
+After every block l the CLS row z_l joins the history. Exits "recurrent" (ReeFL, arXiv 2405.14791) share one module for
+all depths: `M = Ree([m_0, z_1 .. z_l] + pos)`, logits `head(M[0] + z_l)`, and with modulation M's last row replaces the
+CLS row before block l + 1. Exits "own" have a head each on z_l.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return result
 
     def _split(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return rows.view(*rows.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
 
 
 class Block(nn.Module):

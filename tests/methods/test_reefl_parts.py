@@ -93,7 +93,7 @@ def test_scalefls_narrow_models_are_corners_of_the_whole() -> None:
     assert [variant.spec(SPEC, exits).heads for exits in range(1, 5)] == [2, 2, 3, 4]
     config = replace(SMALL, regime="full")
     whole, parameters = build(variant.spec(SPEC, 4), {}, config, 0)
-    narrow, fewer = build(variant.spec(SPEC, 1), whole.state_dict(), config, 0)
+    _, fewer = build(variant.spec(SPEC, 1), whole.state_dict(), config, 0)
     assert fewer["blocks.0.attn.q.weight"].shape == (12, 12)
     torch.testing.assert_close(fewer["blocks.0.attn.q.weight"], parameters["blocks.0.attn.q.weight"][:12, :12])
     arrays = {name: array + 1 for name, array in read(parameters).items()}

@@ -1,4 +1,4 @@
-"""The early-exit vision transformer: stages equal the whole, depth costs, what a budget holds, export without in-place writes."""
+"""The early-exit vision transformer: stages equal the whole, what a budget holds, export without in-place writes."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def test_a_stage_exports_without_in_place_index_writes(inputs: torch.Tensor) -> 
 def test_a_spec_survives_its_json_and_wrong_ones_are_refused() -> None:
     assert ExitVitSpec.from_json(SPEC.to_json()) == SPEC
     for wrong in ({"exits": (2, 1, 4)}, {"exits": (1, 2)}, {"exits": ()}, {"patch": 3}):
-        with pytest.raises(ValueError, match="exits|patches"):
+        with pytest.raises(ValueError, match=r"exits|patches"):
             replace(SPEC, **wrong)  # type: ignore[arg-type]

@@ -31,10 +31,11 @@ class ReeflConfig(RunConfig):
 
     - `regime`: what learns beside the exits: nothing ("frozen"), LoRA on q and v, or all ("full");
     - `side`: inputs are resized to it; None: as they are. `patch`: None: the task's own;
-    - `start`: folder of a ViT (transformers' format) that the backbone starts from; None: it learns for `start_steps` on
-      a part of the training data (`start_share`, whole speakers where there are any) that no client holds;
+    - `start`: folder of a ViT (transformers' format) for the backbone; None: it learns for `start_steps` on a part of
+      the training data (`start_share`, whole speakers where there are any) that no client holds;
     - `per_class`: at most so many training examples of a class;
     - `local_steps`: of a client's round, over its data again where it is short; None: one pass;
+    - `optimizer`: of a client's round, begun anew each time; `lr` falls to `end_lr` over the rounds;
     - `held_out`: share of each client's examples that it does not train on; `scored`: these, or the test split;
     - `ramp`: rounds until distillation has its full weight; `teacher_keep`: of the moving mean that picks the teacher.
     """
@@ -64,6 +65,7 @@ class ReeflConfig(RunConfig):
     lr: Rate = 0.05
     end_lr: Rate = 0.001
     clip_value: Rate = 1.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
     ramp: Positive = 300
     teacher_keep: Share = 0.8
     lora_rank: Positive = 32

@@ -80,7 +80,7 @@ def _by_label(train: Examples, config: ReeflConfig, seed: int) -> tuple[NDArray[
 
 
 def _by_speaker(train: Examples, config: ReeflConfig, seed: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Whole speakers for the start; the others' clips cut into parts, or several speakers a client where they are many."""
+    """Whole speakers for the start; the others' clips cut up, or several speakers a client where they are many."""
     speakers = by_group(train.groups)
     draw = np.random.default_rng(seed)
     names = [str(name) for name in draw.permutation(sorted(speakers))]

@@ -1,8 +1,8 @@
 """ReeFL with its baselines and ablations, as `mobileicsa methods run reefl` runs it.
 
 Backbone: a vision transformer; a shared recurrent exit module reads the CLS tokens of all blocks so far (see
-`mobileicsa.models.early_exit_vit`). Clients hold as many blocks and exits as their budget allows, train all of these exits
-on their own data, and learn from their own best exit; the server means each key over those who hold it.
+`mobileicsa.models.early_exit_vit`). Clients hold as many blocks and exits as their budget allows, train all of these
+exits on their own data, and learn from their own best exit; the server means each key over those who hold it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Reefl:
             )
         if config.clients < config.exits:
             raise InputError(f"clients={config.clients}: fewer than exits={config.exits}, so that no budget is whole")
-        parts = [(task, SOURCES[task].identity(config.data)) for task in config.tasks]
+        parts: list[tuple[str, str]] = [(task, SOURCES[task].identity(config.data)) for task in config.tasks]
         if config.start is not None:
             parts.append(("start", sha256_tree(config.start)))
         return sha256_parts(parts)

@@ -1,4 +1,4 @@
-"""Models of a run: built from arrays, cut to a client's budget, adapted by LoRA, started on data or from a ViT's files."""
+"""Models of a run: built from arrays, cut to a client's budget, adapted by LoRA; their backbone's training."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -23,6 +23,7 @@ from mobileicsa.methods.tasks import Examples
 from mobileicsa.methods.updates import Arrays, Guard, Update
 from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec, held
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 # Keeps a round's shuffles apart from the next one's.
 ROUND_STRIDE = 1009
 
@@ -85,13 +86,13 @@ class Clients:
 
 def federated(clients: Clients, tick: Tick) -> Server:
     """All rounds; returns the server with the final parameters."""
-    config, whole = clients.config, clients.variant.spec(clients.spec, len(clients.spec.exits))
-    _, learned = build(whole, clients.start, config, clients.seed)
+    config = clients.config
+    model, learned = clients.model(len(clients.spec.exits))
     counts = {name: len(examples) for name, examples in clients.federation.clients.items()}
     server = Server(
         state=read(learned),
         guard=Guard(examples=counts, corners=clients.variant.widths != (1.0,)),
-        aggregate=partial(join, clients.variant, whole),
+        aggregate=partial(join, clients.variant, model.spec),
     )
     simulate(
         server,
@@ -128,7 +129,7 @@ def _train(
     shuffled = batches(len(examples), config.batch, seed + ROUND_STRIDE * (round + 1))
     fit(
         parameters,
-        torch.optim.SGD(parameters, lr=lr),
+        OPTIMIZERS[config.optimizer](parameters, lr=lr),
         islice(shuffled, steps),
         loss_of,
         clip_value=config.clip_value,

@@ -12,6 +12,7 @@ from mobileicsa.io.paths import inside
 from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec
 
 WEIGHTS = "model.safetensors"
+HINT = "start=DIR must hold a ViT of transformers"
 OUTER = {
     "embed.cls": "embeddings.cls_token",
     "embed.position": "embeddings.position_embeddings",
@@ -37,9 +38,7 @@ def read_vit(folder: Path, spec: ExitVitSpec) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be read: {error}", hint="start=DIR must hold a ViT of transformers"
-        ) from error
+        raise InputError(f"{path}: cannot be read: {error}", hint=HINT) from error
     plain = {name.removeprefix("vit."): tensor.float() for name, tensor in tensors.items()}
     found = {}
     for name, parameter in ExitVit(spec).state_dict().items():
@@ -47,7 +46,7 @@ def read_vit(folder: Path, spec: ExitVitSpec) -> dict[str, Tensor]:
             continue
         theirs = _their_name(name)
         if theirs not in plain:
-            raise InputError(f"{path}: no tensor {theirs}", hint="start=DIR must hold a ViT of transformers")
+            raise InputError(f"{path}: no tensor {theirs}", hint=HINT)
         if plain[theirs].shape != parameter.shape:
             raise InputError(f"{path}: {theirs} is {tuple(plain[theirs].shape)}, needed is {tuple(parameter.shape)}")
         found[name] = plain[theirs]

@@ -30,7 +30,7 @@ MOMENTUM = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """`cost`: expected time of a round, ReeFL's is 1; `everyone`: clients of any budget, else those of the deepest only.
+    """`cost`: expected time of a round, ReeFL's is 1; `everyone`: clients of any budget, else of the deepest only.
 
     `widths`: a client of a smaller budget holds this leading share of every width, and is scored on that.
     """
