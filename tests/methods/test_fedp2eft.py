@@ -161,9 +161,8 @@ def test_a_wrong_request_is_refused(
         run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", *data, *languages, *overrides])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_size_has_text_enough(size: str, smollm2: Checkpoint, data_dir: Path) -> None:
-    config = configure(SIZES, size, [f"data={data_dir}"])
+def test_the_largest_size_has_text_enough(smollm2: Checkpoint, data_dir: Path) -> None:
+    config = configure(SIZES, "full", [f"data={data_dir}"])
     clients = read_clients(_files(config), smollm2, read_spec(smollm2), config.length, config.parts)
     assert [f"{client.pool}:{client.language}" for client in clients] == config.clients
     assert all(client.windows.shape == (config.parts.total, config.length + 1) for client in clients)
