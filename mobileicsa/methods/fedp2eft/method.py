@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from mobileicsa.methods.fedp2eft.strategies import (
 )
 from mobileicsa.methods.fedp2eft.texts import PUD, XCOPA, pud_file, xcopa_files
 from mobileicsa.methods.fedp2eft.world import Client, World, device_named
+from mobileicsa.methods.loop import Diverged
 from mobileicsa.methods.peft_vector import LoraPair, PeftVector
 from mobileicsa.methods.result import Metrics, Verdict, judge_above, paired
 from mobileicsa.methods.tasks import data_files, digest
@@ -140,7 +142,11 @@ class _Tuning:
         choices = _choices(self.config, self.variant)
 
         def loss(choice: tuple[float, float]) -> float:
-            return float(np.mean([self._score(client, budget, *choice, test=False) for client in clients]))
+            try:
+                mean = float(np.mean([self._score(client, budget, *choice, test=False) for client in clients]))
+            except Diverged:
+                return math.inf
+            return mean if math.isfinite(mean) else math.inf
 
         return min(choices, key=loss)
 
