@@ -15,7 +15,7 @@ MANTISSA_BITS = 23
 
 @dataclass(frozen=True)
 class Grid:
-    """Multiples of `scale` from `bottom` to `top` steps (whole numbers); fields are 0-dim float32 tensors or numbers."""
+    """Multiples of `scale` from `bottom` to `top` steps (whole numbers); 0-dim float32 tensors, or numbers."""
 
     scale: Tensor | float
     bottom: Tensor | float

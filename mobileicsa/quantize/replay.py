@@ -26,7 +26,7 @@ class Replay:
         self, work: Callable[..., Tensor], batch: Sequence[Tensor], drop_gradients: Callable[[], None]
     ) -> None:
         self.batch = [tensor.clone() for tensor in batch]
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
