@@ -99,7 +99,7 @@ class GainEdge(Edge):
 
     def store(self, x: Tensor) -> Tensor:
         value = self.value(x)
-        low, high = (end.detach() for end in torch.aminmax(value))
+        low, high = torch.aminmax(value.detach())
         return on_grid(value, low, high, activation_grid(low.double(), high.double(), 16))
 
 
