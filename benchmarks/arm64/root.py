@@ -1,4 +1,4 @@
-"""An arm64 Python with numpy and onnxruntime in a folder, for qemu-user: nothing is installed on this system.
+"""An arm64 Python with onnxruntime and ExecuTorch in a folder, for qemu-user: nothing is installed on this system.
 
 Debian's own arm64 packages of Python are unpacked, wheels are downloaded by pip; the apt sources are this system's.
 """
@@ -21,7 +21,12 @@ PACKAGES = (
     *("libc6", "libstdc++6", "libgcc-s1", "libgomp1", "zlib1g", "libexpat1", "libffi8"),
 )
 # onnxruntime 1.32.0 for arm64 crashes under qemu-user 7.2 when it is imported; 1.27.0 runs, and reads opset 21.
-WHEELS = ("numpy==2.1.3", "onnxruntime==1.27.0")
+# ExecuTorch's binding needs the PyTorch of its release, and 2.10 is the last with an arm64 wheel that is not for CUDA.
+WHEELS = (
+    *("numpy==2.1.3", "onnxruntime==1.27.0", "executorch==1.1.0", "torch==2.10.0", "typing_extensions==4.15.0"),
+    *("sympy==1.14.0", "mpmath==1.3.0", "networkx==3.6.1", "jinja2==3.1.6", "markupsafe==3.0.3"),
+    *("filelock==3.20.0", "fsspec==2025.10.0"),
+)
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 STAMP = ".complete"
 
@@ -34,8 +39,9 @@ def missing() -> str | None:
 
 
 def make(root: Path) -> None:
-    """Fill `root` unless that was done before; a half-made one is made anew."""
-    if (root / STAMP).is_file():
+    """Fill `root` unless that was done before; a half-made one, or one of other wheels, is made anew."""
+    stamp = "\n".join(WHEELS)
+    if (root / STAMP).is_file() and (root / STAMP).read_text() == stamp:
         return
     shutil.rmtree(root, ignore_errors=True)
     state, packages, wheels = root / "apt", root / "packages", root / "wheels"
@@ -62,7 +68,7 @@ def make(root: Path) -> None:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(root / "site")
-    (root / STAMP).touch()
+    (root / STAMP).write_text(stamp)
 
 
 def command(root: Path) -> list[str]:

@@ -1,10 +1,10 @@
-"""The artifacts' ONNX files on an arm64 onnxruntime under qemu-user, compared with x86 and with the golden vectors.
+"""The artifacts' files on arm64 runtimes under qemu-user, compared with x86 and with the golden vectors.
 
     python -m benchmarks.arm64.run ARTIFACT... --work build/arm64 --name small-llama [--max-calls N]
 
-Two forms of each artifact run without any optimisation on both processors: the files as they are written, whose float32
-regions each build of a runtime rounds in its own way, and the exact form that `verify` opens (integer sums, float64
-between encodings), which must give equal integers.
+Two forms of the ONNX files run without any optimisation on both processors: as they are written, whose float32 regions
+each build of a runtime rounds in its own way, and the exact form that `verify` opens (integer sums, float64 between
+encodings), which must give equal integers. The `.pte` runs as it is; its kernels are other ones on each processor.
 """
 
 from __future__ import annotations
@@ -57,8 +57,12 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         golden = _recorded(artifact, options.max_calls)
         np.savez(work / "calls.npz", allow_pickle=False, **golden)
-        forms = {"as_written": artifact / "onnx", "exact": _exact_form(artifact / "onnx", work / "exact")}
-        rows = {form: _compared(commands, folder, golden, work, form) for form, folder in forms.items()}
+        forms = {
+            "as_written": ("onnx", artifact / "onnx"),
+            "exact": ("onnx", _exact_form(artifact / "onnx", work / "exact")),
+            "executorch": ("executorch", artifact / "executorch"),
+        }
+        rows = {form: _compared(commands, *files, golden, work, form) for form, files in forms.items()}
         result["artifacts"][artifact.resolve().name] = rows
         equal = equal and rows["exact"]["arm64_to_x86"]["different"] == 0
         for form, row in rows.items():
@@ -74,7 +78,9 @@ def _recorded(artifact: Path, max_calls: int) -> dict[str, Any]:
     vectors = read_tensors(artifact / layout.GOLDEN)
     calls = {name: t.numpy() for name, t in vectors.items() if int(name.split(".")[0]) < max_calls}
     prefix = [rows.numpy() for pair in read_frozen(artifact).prefix_cache() for rows in pair]
-    return {**calls, **{f"prefix.{index}": rows for index, rows in enumerate(prefix)}}
+    ids, _, cache, *_ = load_graph(artifact / "onnx" / MODEL_FILES["prefill"]).graph.inputs
+    shapes = {"cache_shape": np.array(cache.shape.numpy()), "chunk": np.array(ids.shape.numpy()[1])}
+    return {**calls, **shapes, **{f"prefix.{index}": rows for index, rows in enumerate(prefix)}}
 
 
 def _exact_form(folder: Path, output: Path) -> Path:
@@ -89,12 +95,12 @@ def _exact_form(folder: Path, output: Path) -> Path:
 
 
 def _compared(
-    commands: dict[str, list[str]], folder: Path, golden: dict[str, Any], work: Path, form: str
+    commands: dict[str, list[str]], runtime: str, folder: Path, golden: dict[str, Any], work: Path, form: str
 ) -> dict[str, Any]:
     outputs = {}
     for processor, command in commands.items():
         path = work / f"{form}-{processor}.npz"
-        _replay(command, folder, work / "calls.npz", path)
+        _replay([*command, str(RUNNER), runtime], folder, work / "calls.npz", path)
         outputs[processor] = dict(np.load(path))
     arm, x86 = outputs["arm64"], outputs["x86"]
     same = [np.array_equal(arm[name], x86[name]) for name in arm if name.endswith(".logits")]
@@ -109,7 +115,7 @@ def _compared(
 
 
 def _replay(command: Sequence[str], folder: Path, calls: Path, output: Path) -> None:
-    line = [*command, str(RUNNER), str(folder), str(calls), str(output)]
+    line = [*command, str(folder), str(calls), str(output)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: exit status {done.returncode}\n{done.stderr}")

@@ -15,6 +15,7 @@ from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
 from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.learn_math import hidden_error, next_token_loss, top_divergence, top_targets
 from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.replay import Replay
 from mobileicsa.quantize.student import Base, Student
 from mobileicsa.quantize.student_layers import GainEdge, RangeEdge, StudentLinear
 
@@ -87,17 +88,21 @@ def float_targets(
     return found
 
 
-def loss_of(student: Student, windows: Tensor, targets: list[Targets], *, save_memory: bool = False) -> Tensor:
-    """Mean loss of a batch of windows (B, T), on the student's device."""
-    device = student.device
-    hidden = student.hidden(windows.to(device), save_memory=save_memory)
+def stacked(targets: list[Targets]) -> tuple[Tensor, ...]:
+    """A batch's targets: hidden states (B, T, hidden), or tokens and log-probabilities (B * T, k)."""
     if targets[0].hidden is not None:
-        wanted = torch.stack([t.hidden for t in targets if t.hidden is not None])
-        return hidden_error(hidden, wanted.to(device))
+        return (torch.stack([t.hidden for t in targets if t.hidden is not None]),)
     tokens = torch.cat([t.tokens for t in targets if t.tokens is not None])
-    log_probabilities = torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
-    logits = student.decoder.head(hidden).flatten(0, 1)
-    return top_divergence(logits, tokens.to(device), log_probabilities.to(device))
+    return tokens, torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
+
+
+def loss_of(student: Student, windows: Tensor, *wanted: Tensor, save_memory: bool = False) -> Tensor:
+    """Mean loss of a batch of windows (B, T) against what is `wanted`, on the student's device."""
+    windows, *wanted = (tensor.to(student.device) for tensor in (windows, *wanted))  # type: ignore[assignment]
+    hidden = student.hidden(windows, save_memory=save_memory)
+    if len(wanted) == 1:
+        return hidden_error(hidden, wanted[0])
+    return top_divergence(student.decoder.head(hidden).flatten(0, 1), *wanted)
 
 
 def parameter_groups(
@@ -128,24 +133,40 @@ def parameter_groups(
 class Descent:
     """AdamW with a short linear warm-up and a cosine, gradients clipped by their norm."""
 
-    def __init__(self, groups: list[dict[str, Any]], steps: int) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], steps: int, loss_of_batch: Callable[..., Tensor], *, replays: bool = True
+    ) -> None:
+        """`loss_of_batch` is given the tensors of `advance`; on a GPU each step `replays` the first one's kernels."""
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        self.steps = steps
+        self.steps, self.loss_of_batch = steps, loss_of_batch
+        self.replays = replays and self.parameters[0].device.type == "cuda"
+        self.replay: Replay | None = None
 
-    def advance(self, step: int, loss_of_batch: Callable[[], Tensor]) -> float:
+    def advance(self, step: int, *batch: Tensor) -> float:
         """One step; NaN where loss or gradient is not finite, and then nothing has changed."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step, self.steps)
-        with torch.enable_grad():
-            loss = loss_of_batch()
-            loss.backward()  # type: ignore[no-untyped-call]
+        if self.replays and self.replay is None:
+            device = self.parameters[0].device
+            self.replay = Replay(self._gradients, [t.to(device) for t in batch], self._drop_gradients)
+        loss = self._gradients(*batch) if self.replay is None else self.replay(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM))
-        finite = math.isfinite(norm) and math.isfinite(float(loss.detach()))
+        finite = math.isfinite(norm) and math.isfinite(float(loss))
         if finite:
             self.optimizer.step()
+        if self.replay is None:
+            self._drop_gradients()
+        return float(loss) if finite else math.nan
+
+    def _gradients(self, *batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            loss = self.loss_of_batch(*batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach()) if finite else math.nan
 
     def values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]

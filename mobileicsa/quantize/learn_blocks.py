@@ -42,15 +42,14 @@ def learn_blocks(
     spec, rows = base.plan.spec, []
     stream = _start(student, base, weights, windows)
     for index in range(spec.num_layers):
-        groups = _groups(student, index, learning)
-        descent = Descent(groups, learning.steps)
+        descent = Descent(_groups(student, index, learning), learning.steps, _error_of(student, index))
         name, key = f"{stage}-block-{index:03d}", f"{run}:{stage}:{index}"
         target, prefix = _float_block(base, weights, index, stream)
         if store.done(name, key):
             tensors, row = store.load(name)
             descent.restore([tensors[str(i)] for i in range(len(descent.parameters))])
         else:
-            row = _learn_block(student, index, stream, target, descent, learning, seed)
+            row = _learn_block(stream, target, descent, learning, seed)
             store.save(name, key, {str(i): p.detach().cpu() for i, p in enumerate(descent.parameters)}, row)
         rows.append(row)
         with torch.no_grad():
@@ -86,25 +85,25 @@ def _groups(student: Student, index: int, learning: Learning) -> list[dict[str, 
     return parameter_groups(student.layers[index].modules(), prefix, scalings, learning)
 
 
-def _learn_block(
-    student: Student, index: int, stream: Stream, target: Tensor, descent: Descent, learning: Learning, seed: int
-) -> dict[str, Any]:
+def _error_of(student: Student, index: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Error of a block's output for inputs (B, T, hidden) against the float block's (B, T, hidden)."""
+    return lambda inputs, target: hidden_error(student.run_layer(index, inputs), target)
+
+
+def _learn_block(stream: Stream, target: Tensor, descent: Descent, learning: Learning, seed: int) -> dict[str, Any]:
     inputs = stream.quantized
     assert inputs is not None
     training = inputs.shape[0] - held_out(inputs.shape[0])
 
-    def error(picked: Tensor) -> Tensor:
-        return hidden_error(student.run_layer(index, inputs[picked]), target[picked])
-
     @torch.no_grad()
     def unseen() -> float:
-        return float(error(torch.arange(training, inputs.shape[0])))
+        return float(descent.loss_of_batch(inputs[training:], target[training:]))
 
     first, before = descent.values(), unseen()
     order = batches(training, min(learning.batch, training), seed)
     for step in range(learning.steps):
         picked = next(order)
-        if math.isnan(descent.advance(step, lambda picked=picked: error(picked))):  # type: ignore[misc]
+        if math.isnan(descent.advance(step, inputs[picked], target[picked])):
             break
     after = unseen()
     kept = after < before  # false for NaN too

@@ -12,45 +12,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.quantize.grid_math import Grid
 from mobileicsa.quantize.rounding import short_scale
 
 # Probability outside of the top tokens counts as at least this.
 LEAST_REST = 1e-6
 
 
+def immediate(device: torch.device) -> bool:
+    """Whether a value can be looked at without waiting for a device, so that work can be left out."""
+    return device.type == "cpu"
+
+
 class _OnGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, encoding: TensorEncoding) -> Tensor:
-        scale, zero = encoding.scale[0], encoding.zero_point[0]
-        bottom, top = encoding.qmin - zero, encoding.qmax - zero
-        q = (x * (1.0 / scale)).round_()
-        smallest, largest = torch.aminmax(q)
-        ctx.saturates = bool(smallest < bottom) or bool(largest > top)
-        y = (q.clamp_(bottom, top) if ctx.saturates else q).mul_(scale)
-        ctx.encoding = encoding
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+        q = (x * (1.0 / grid.scale)).round_()
+        ctx.saturates = True
+        if immediate(x.device):
+            smallest, largest = torch.aminmax(q)
+            ctx.saturates = bool(smallest < grid.bottom) or bool(largest > grid.top)
+        y = (_limited(q, grid) if ctx.saturates else q).mul_(grid.scale)
+        ctx.grid = grid
         if ctx.saturates or ctx.needs_input_grad[1]:
             ctx.save_for_backward(y - x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (grad,), encoding = grads, ctx.encoding
+        (grad,), grid = grads, ctx.grid
         saved = ctx.saved_tensors  # once: recomputed blocks give them no second time
         if not saved:
             return grad, None, None, None
         (error,) = saved
         inside, low, high = grad, grad.new_zeros(()), grad.new_zeros(())
         if ctx.saturates:
-            # Inside of the range a rounding is off by at most half a step.
-            outside = error.abs() > 0.5001 * encoding.scale[0]
+            # Inside of the range a rounding is off by at most half a step, and float32 by 0.002 steps of 16 bits.
+            outside = error.abs() > 0.505 * grid.scale
             inside = grad.masked_fill(outside, 0.0)
-            lost, above = grad[outside], error[outside] < 0
-            low, high = lost[~above].sum(), lost[above].sum()
+            low, high = _pulls(grad, outside, error < 0)
         if not ctx.needs_input_grad[1]:
             return inside, None, None, None
-        step = (inside * error).sum() / (encoding.scale[0] * (encoding.qmax - encoding.qmin))
+        step = (inside * error).sum() / (grid.scale * (grid.top - grid.bottom))
         return inside, low - step, high + step, None
+
+
+def _limited(q: Tensor, grid: Grid) -> Tensor:
+    if isinstance(grid.bottom, Tensor):  # `clamp_` is ten times slower with tensors
+        return torch.minimum(torch.maximum(q, grid.bottom, out=q), torch.as_tensor(grid.top), out=q)
+    return q.clamp_(grid.bottom, float(grid.top))
+
+
+def _pulls(grad: Tensor, outside: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the lower and the upper end, from the values outside of them."""
+    if immediate(grad.device):
+        lost, above = grad[outside], above[outside]
+        return lost[~above].sum(), lost[above].sum()
+    lost = grad.masked_fill(~outside, 0.0)
+    upper = lost.masked_fill(~above, 0.0).sum()
+    return lost.sum() - upper, upper
 
 
 class _RoundCodes(torch.autograd.Function):
@@ -69,9 +89,9 @@ class _RoundCodes(torch.autograd.Function):
         return grad, None, None, None
 
 
-def on_grid(x: Tensor, low: Tensor, high: Tensor, encoding: TensorEncoding) -> Tensor:
-    """x rounded to `encoding`, the grid of the range [low, high] (0-dim tensors), differentiable in all three."""
-    y: Tensor = _OnGrid.apply(x, low, high, encoding)  # type: ignore[no-untyped-call]
+def on_grid(x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """x rounded to `grid`, that of the range [low, high] (0-dim tensors), differentiable in all three."""
+    y: Tensor = _OnGrid.apply(x, low, high, grid)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobileicsa.quantize.distill import Descent, Targets, batches, held_out, loss_of, parameter_groups
+from mobileicsa.quantize.distill import Descent, Targets, batches, held_out, loss_of, parameter_groups, stacked
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.steps import StageStore
 from mobileicsa.quantize.student import Student
@@ -95,7 +96,10 @@ class _Trainer:
         self.training = windows.shape[0] - held_out(windows.shape[0])
         scalings = [log for sites in student.scalings for log in sites.values()]
         groups = parameter_groups(student.decoder.modules(), student.prefix, scalings, learning)
-        self.descent = Descent(groups, learning.steps)
+        save = learning.save_memory
+        loss = partial(loss_of, student, save_memory=save)
+        # Blocks that are computed again restore the random state, which a recorded step cannot.
+        self.descent = Descent(groups, learning.steps, loss, replays=not save)
         self.order = batches(self.training, min(learning.batch, self.training), seed)
         self.step, self.history, self.losses = 0, History(), list[float]()
         self.best = self.descent.values()
@@ -103,10 +107,7 @@ class _Trainer:
     def advance(self) -> None:
         picked = next(self.order)
         targets = [self.targets[i] for i in picked.tolist()]
-        save = self.learning.save_memory
-        loss = self.descent.advance(
-            self.step, lambda: loss_of(self.student, self.windows[picked], targets, save_memory=save)
-        )
+        loss = self.descent.advance(self.step, self.windows[picked], *stacked(targets))
         self.step += 1
         if math.isnan(loss):
             self.history.stopped = f"loss or gradient not finite at step {self.step}"
@@ -116,7 +117,7 @@ class _Trainer:
     def look(self) -> None:
         """Held-out loss now; keeps the parameters where it is the lowest yet."""
         held = range(self.training, self.windows.shape[0])
-        losses = [float(loss_of(self.student, self.windows[i : i + 1], [self.targets[i]])) for i in held]
+        losses = [float(loss_of(self.student, self.windows[i : i + 1], *stacked([self.targets[i]]))) for i in held]
         if self.history.look(self.step, sum(losses) / len(losses), self.losses):
             self.best = self.descent.values()
         self.losses = []

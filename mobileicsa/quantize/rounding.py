@@ -15,6 +15,7 @@ from torch import Tensor
 from mobileicsa.core.encoding import MIN_SCALE
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.quantize.grid_math import shorten
 
 # With a 6-bit activation mantissa the product of both scales still fits float32's 24 bits.
 WEIGHT_MANTISSA_BITS = 15
@@ -38,10 +39,8 @@ def weight_scale(weight: Tensor, encoding: WeightEncoding) -> Tensor:
 
 
 def short_scale(scale: Tensor) -> Tensor:
-    """The tensor form of `core.encoding.shorten` for weight scales."""
-    mantissa, exponent = torch.frexp(scale)
-    steps = float(2 ** (WEIGHT_MANTISSA_BITS + 1))
-    return torch.ldexp(torch.ceil(mantissa * steps) / steps, exponent)
+    """Weight scales (float32, > 0) rounded up to WEIGHT_MANTISSA_BITS."""
+    return shorten(scale, WEIGHT_MANTISSA_BITS)
 
 
 def round_weight(weight: Tensor, scale: Tensor, encoding: WeightEncoding) -> Tensor:

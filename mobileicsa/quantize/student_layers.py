@@ -14,6 +14,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
 from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
+from mobileicsa.quantize.grid_math import Grid, activation_grid
 from mobileicsa.quantize.learn_math import exported_scale, on_grid, product_dtype, round_codes, scaled_product
 from mobileicsa.quantize.rounding import Rounded, least_scale
 
@@ -65,12 +66,19 @@ class RangeEdge(Edge):
         (low, high), (a, b) = self.start.real_range(), self.log.detach().exp().tolist()
         return activation(low * a, high * b, self.start.bits, self.mantissa_bits)
 
+    def grid(self, factors: Tensor) -> Grid:
+        """That of `encoding`, on the device that learns."""
+        if not self.learns:
+            return Grid.of(self.start)
+        low, high = (end * factor for end, factor in zip(self.start.real_range(), factors.double(), strict=True))
+        return activation_grid(low, high, self.start.bits, self.mantissa_bits)
+
     def store(self, x: Tensor) -> Tensor:
         if self.start.bits == 16 and torch.is_grad_enabled():
             return x  # its rounding is lost in that of 8 bits; what is judged has it
         low, high = self.start.real_range()
         factors = self.log.exp()
-        y = on_grid(x, factors[0] * low, factors[1] * high, self.encoding())
+        y = on_grid(x, factors[0] * low, factors[1] * high, self.grid(factors.detach()))
         if self.meter is not None:
             self.meter.add(x, y)
         return y
@@ -91,8 +99,8 @@ class GainEdge(Edge):
 
     def store(self, x: Tensor) -> Tensor:
         value = self.value(x)
-        low, high = (end.detach() for end in torch.aminmax(value))
-        return on_grid(value, low, high, self.encoding(value.detach()))
+        low, high = torch.aminmax(value.detach())
+        return on_grid(value, low, high, activation_grid(low.double(), high.double(), 16))
 
 
 class StudentLinear(Linear):

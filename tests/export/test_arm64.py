@@ -36,6 +36,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for slots, new in zip(cache, rows, strict=True):
             slots[:, :, position : position + length] = new
         position += length
+    calls |= {"cache_shape": np.array(cache[0].shape), "chunk": np.array(CHUNK)}
     np.savez(folder / "calls.npz", allow_pickle=False, **calls)
     return folder
 
@@ -43,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_runner_gives_the_golden_integers_of_the_exact_form(written: Path, tmp_path: Path) -> None:
     exact = run._exact_form(written / "onnx", tmp_path / "exact")
     done = subprocess.run(
-        [sys.executable, str(run.RUNNER), str(exact), str(written / "calls.npz"), str(tmp_path / "o")]
+        [sys.executable, str(run.RUNNER), "onnx", str(exact), str(written / "calls.npz"), str(tmp_path / "o")]
     )
     assert done.returncode == 0
     golden, got = dict(np.load(written / "calls.npz")), dict(np.load(tmp_path / "o.npz"))
@@ -52,6 +53,19 @@ def test_the_runner_gives_the_golden_integers_of_the_exact_form(written: Path, t
     assert steps["integers"] == golden["0.rows"].size + golden["1.rows"].size
     got["1.rows"][0, 0, 0, 0, 0] += 2
     assert run._steps(got, golden)["different"] == 1
+
+
+def test_the_runner_replays_on_executorch_too(written: Path, tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="ExecuTorch is not installed")
+    from mobileicsa_export.executorch import ExecutorchBackend
+
+    decoder = build_decoder(tiny_frozen("w8a8"), primitive=False)
+    ExecutorchBackend().write(decoder, target(), tmp_path / "pte", {"eos_ids": [2], "prefix_ids": []})
+    line = [sys.executable, str(run.RUNNER), "executorch", str(tmp_path / "pte"), str(written / "calls.npz")]
+    assert subprocess.run([*line, str(tmp_path / "o")]).returncode == 0
+    steps = run._steps(dict(np.load(tmp_path / "o.npz")), dict(np.load(written / "calls.npz")))
+    assert steps["equal_share"] > 0.9
+    assert steps["max_steps"] <= 2
 
 
 def test_the_exact_form_is_another_graph_than_the_written_one(written: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mobileicsa.core.encoding import activation
 from mobileicsa.models.edge import Edge
 from mobileicsa.program.qdq import QdqEdge
+from mobileicsa.quantize.grid_math import Grid
 from mobileicsa.quantize.learn_math import on_grid, round_codes, scaled_product, top_divergence, top_targets
 
 
@@ -21,7 +22,7 @@ def grid(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_forward_pass_is_the_exported_rounding(low: float, high: float, bits: int) -> None:
     encoding = activation(low, high, bits)
     x = torch.linspace(-5, 5, 301)
-    y = on_grid(x, torch.tensor(low), torch.tensor(high), encoding)
+    y = on_grid(x, torch.tensor(low), torch.tensor(high), Grid.of(encoding))
     edge = QdqEdge(Edge("mlp"), encoding)
     # To the last bit but for float32's own: whoever scales first rounds the product, not the number.
     assert torch.allclose(y, edge(x), rtol=1e-6, atol=0)
@@ -30,7 +31,7 @@ def test_the_forward_pass_is_the_exported_rounding(low: float, high: float, bits
 def test_a_saturated_value_moves_with_its_end_of_the_range_only() -> None:
     low, high = grid(-1.0, 1.0)
     x = torch.tensor([7.0, -7.0], requires_grad=True)
-    (on_grid(x, low, high, activation(-1.0, 1.0, 8)) * torch.tensor([3.0, 5.0])).sum().backward()
+    (on_grid(x, low, high, Grid.of(activation(-1.0, 1.0, 8))) * torch.tensor([3.0, 5.0])).sum().backward()
     assert (float(low.grad), float(high.grad)) == (5.0, 3.0)
     assert x.grad.tolist() == [0.0, 0.0]
 
@@ -39,7 +40,7 @@ def test_a_value_inside_pulls_on_the_step_by_its_rounding_error() -> None:
     low, high = grid(-1.0, 1.0)
     encoding = activation(-1.0, 1.0, 4)
     x = torch.tensor([0.31])
-    on_grid(x, low, high, encoding).sum().backward()
+    on_grid(x, low, high, Grid.of(encoding)).sum().backward()
     scaled = 0.31 / encoding.scale[0]
     error = round(scaled) - scaled
     assert float(high.grad) == pytest.approx(error / 15, abs=1e-5)
@@ -110,5 +111,5 @@ def test_where_nothing_saturates_a_gradient_passes_unchanged() -> None:
     encoding = activation(-1.0, 1.0, 8)
     x = torch.linspace(-0.9, 0.9, 41, requires_grad=True)
     weighting = torch.arange(41.0)
-    (on_grid(x, torch.tensor(-1.0), torch.tensor(1.0), encoding) * weighting).sum().backward()
+    (on_grid(x, torch.tensor(-1.0), torch.tensor(1.0), Grid.of(encoding)) * weighting).sum().backward()
     assert torch.equal(x.grad, weighting)

@@ -14,7 +14,7 @@ from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import FloatWeights, empty_weights
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.simulator import prepare_for_eager
-from mobileicsa.quantize.distill import float_targets, loss_of
+from mobileicsa.quantize.distill import float_targets, loss_of, stacked
 from mobileicsa.quantize.recipe import Learning, load_recipe
 from mobileicsa.quantize.student import Base, Student
 
@@ -123,7 +123,7 @@ def _divergence(result: object, weights: FloatWeights) -> float:
     ids = torch.randint(3, 259, (8, 20), generator=torch.Generator().manual_seed(77))
     targets = float_targets(base, weights, ids, "logits", lambda: None)
     with torch.no_grad():
-        return float(loss_of(student, ids, targets))
+        return float(loss_of(student, ids, *stacked(targets)))
 
 
 @pytest.mark.parametrize("stages", [(BLOCKS, LATENT.model_copy(update={"steps": 70}))])
@@ -156,7 +156,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     gradients = []
     for save_memory in (False, True):
         student = Student(base, LATENT)
-        loss_of(student, ids, targets, save_memory=save_memory).backward()
+        loss_of(student, ids, *stacked(targets), save_memory=save_memory).backward()
         gradients.append([p.grad for p in student.parameters() if p.grad is not None])
     assert len(gradients[0]) > 10
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))

@@ -20,7 +20,7 @@ from mobileicsa.models.load import FloatWeights
 from mobileicsa.program.frozen import FrozenModel, build_decoder
 from mobileicsa.program.simulator import prepare_for_eager
 from mobileicsa.quantize.budget import Limits
-from mobileicsa.quantize.distill import float_targets, loss_of
+from mobileicsa.quantize.distill import float_targets, loss_of, stacked
 from mobileicsa.quantize.mixed import chosen
 from mobileicsa.quantize.packed import PROMOTED_BITS, bits_of, packed_bytes, promotable, weight_shapes
 from mobileicsa.quantize.pipeline import Result
@@ -101,7 +101,9 @@ def _divergence(result: Result, weights: FloatWeights) -> float:
     """KL of the exported program to the float model behind the same prefix, on windows that nothing has seen."""
     base = Base(result.plan, result.tensors, {name: result.tensors[name].float() for name in result.plan.weights})
     ids = torch.randint(3, 259, (8, 20), generator=torch.Generator().manual_seed(77))
-    return float(loss_of(Student(base, Learning()), ids, float_targets(base, weights, ids, "logits", lambda: None)))
+    return float(
+        loss_of(Student(base, Learning()), ids, *stacked(float_targets(base, weights, ids, "logits", lambda: None)))
+    )
 
 
 @pytest.mark.parametrize("fields", [{"rotation": "hadamard", "smoothing": "search"}, {"weights": "clip"}])
