@@ -55,11 +55,11 @@ class FedP2EFT:
         return sha256_parts([("base", open_checkpoint(config.base).identity), ("data", digest(paths))])
 
     def plan(self, config: Config) -> Plan:
-        unseen = len(config.languages)
         variants = []
         for name in VARIANTS:
-            ticks = len(_choices(config, name)) * min(config.tuning_clients, unseen)
-            ticks += sum(len(_members(config, pool)) for pool, _ in _scored(config, name))
+            scored = list(_scored(config, name))
+            tuned = len({budget for _, budget in scored}) * min(config.tuning_clients, len(config.languages))
+            ticks = tuned * len(_choices(config, name)) + sum(len(_members(config, pool)) for pool, _ in scored)
             variants.append(Step(name=name, ticks=ticks))
         # A client's cache, and a round of the federation, take about as long as fine-tuning so many clients.
         prepare = Step(name="federation", ticks=len(config.clients) + config.rounds)
@@ -119,11 +119,12 @@ class _Tuning:
         self.allocations: dict[tuple[str, int], Allocation] = {}
 
     def trial(self) -> Trial:
-        rate, factor = self._choose()
+        budgets = dict.fromkeys(budget for _, budget in _scored(self.config, self.variant))
+        chosen = {budget: self._choose(budget) for budget in budgets}
         metrics, by_client = {}, {}
         for pool, budget in _scored(self.config, self.variant):
             keep = self.variant == METHOD and (pool, budget) == ("unseen", self.config.budgets[0])
-            scores = {c.name: self._score(c, budget, rate, factor, keep=keep) for c in self.world.pool(pool)}
+            scores = {c.name: self._score(c, budget, *chosen[budget], keep=keep) for c in self.world.pool(pool)}
             name = _metric(pool, budget)
             metrics[name], by_client[name] = float(np.mean(list(scores.values()))), scores
             if (pool, budget) == ("unseen", self.config.budgets[0]):
@@ -131,14 +132,12 @@ class _Tuning:
         if self.variant == METHOD:
             metrics |= {"untuned_loss": float(np.mean([self.world.score(c.test) for c in self.world.pool("unseen")]))}
             self.tensors |= {f"psg:{name}": tensor for name, tensor in self.shared.items()}
-        return Trial(
-            metrics=metrics, tensors=self.tensors, notes={"rate": rate, "factor": factor, "clients": by_client}
-        )
+        settings = {f"rank_{budget}": {"rate": rate, "factor": factor} for budget, (rate, factor) in chosen.items()}
+        return Trial(metrics=metrics, tensors=self.tensors, notes={"chosen": settings, "clients": by_client})
 
-    def _choose(self) -> tuple[float, float]:
-        """The (rate, alpha / r) of the lowest validation loss over a few seen clients."""
+    def _choose(self, budget: int) -> tuple[float, float]:
+        """The (rate, alpha / r) of the lowest validation loss over a few seen clients, at this budget."""
         clients = self.world.pool("seen")[: self.config.tuning_clients]
-        budget = self.config.budgets[0]
         choices = _choices(self.config, self.variant)
 
         def loss(choice: tuple[float, float]) -> float:
