@@ -56,7 +56,7 @@ class ReeflConfig(RunConfig):
     per_class: Positive | None = None
     clients: Positive = 100
     per_round: Positive = 10
-    alpha: Rate = 1.0
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
     held_out: Share = 0.1
     scored: Literal["test", "held_out"] = "test"
     rounds: Positive = 1000
@@ -84,13 +84,14 @@ SMALL = ReeflConfig(
     start_share=0.5,
     start_steps=200,
     clients=20,
-    per_round=5,
-    rounds=12,
-    local_steps=6,
-    ramp=4,
+    per_round=4,
+    rounds=40,
+    local_steps=5,
+    batch=16,
+    ramp=12,
     optimizer="adam",
-    lr=0.003,
-    end_lr=0.0005,
+    lr=0.002,
+    end_lr=0.0002,
     lora_rank=8,
     lora_alpha=16.0,
 )
