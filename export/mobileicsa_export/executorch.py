@@ -33,6 +33,7 @@ class ExecutorchBackend:
     """Writes model.pte; both methods read one copy of the weights."""
 
     name = "executorch"
+    compilers = ("executorch", "torchao")
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("executorch") else f"executorch is not installed: {INSTALL}"

@@ -29,7 +29,8 @@ from mobileicsa.artifact.model import (
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
-from mobileicsa.program.backend import cannot_run, find_backend
+from mobileicsa.io.lock import OutputLock
+from mobileicsa.program.backend import CompiledBackend, cannot_run, find_backend
 from mobileicsa.program.slices import parse_layers, slice_layers
 from mobileicsa.program.targets import find_target, fitting, target_of_backend
 from mobileicsa.quantize.steps import Progress
@@ -64,7 +65,8 @@ class Lowered:
         self.target = fitting(_target(manifest, backend, target), spec)
         made = manifest["targets"].get(self.target.name, {"backends": []})
         self.exported = len(kept) == spec.num_layers and backend in made["backends"]
-        facts = (sha256_file(folder / layout.MANIFEST), self.target, backend, kept, version("mobileicsa"))
+        tools = [(name, version(name)) for name in ("mobileicsa", *_compilers(backend))]
+        facts = (sha256_file(folder / layout.MANIFEST), self.target, backend, kept, tools)
         self.files = cache_folder() / "lowered" / sha256_bytes(repr(facts).encode())[:16]
 
     def simulator(self) -> QuantizedModel:
@@ -92,18 +94,25 @@ class Lowered:
         )
 
     def _lower(self, progress: Progress) -> None:
-        """Make the cache entry where there is none, or a damaged one."""
-        wrong = damage(self.files) if self.files.exists() else "new"
-        if wrong is None:
-            return
-        if wrong != "new":
-            log.warning("%s: %s; it is made again", self.files, wrong)
-        alone = replace(self.target, backends=(self.backend,))
-        try:
-            export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True)
-        except EnvironmentFault as error:
-            hint = f"{CACHE} names another folder for what is lowered; another run may be at work in this one"
-            raise EnvironmentFault(error.message, hint=hint) from error
+        """Make the cache entry where there is none, or a damaged one; a run that makes it already is waited for."""
+        with OutputLock(self.files.with_suffix(".made"), waits=True):
+            wrong = damage(self.files) if self.files.exists() else "new"
+            if wrong is None:
+                return
+            if wrong != "new":
+                log.warning("%s: %s; it is made again", self.files, wrong)
+            alone = replace(self.target, backends=(self.backend,))
+            try:
+                export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True)
+            except EnvironmentFault as error:
+                hint = f"{CACHE} names another folder for what is lowered"
+                raise EnvironmentFault(error.message, hint=hint) from error
+
+
+def _compilers(backend: str) -> tuple[str, ...]:
+    """Installed distributions whose versions the files depend on."""
+    made = find_backend(backend) if backend != SIMULATOR else None
+    return made.compilers if isinstance(made, CompiledBackend) and made.unavailable() is None else ()
 
 
 def _target(manifest: dict[str, Any], backend: str, name: str | None) -> Target:

@@ -91,6 +91,13 @@ class ResumableBackend(Backend, Protocol):
     resumes: bool
 
 
+@runtime_checkable
+class CompiledBackend(Backend, Protocol):
+    """A back end whose files depend on tools: the distributions of which another version may write other files."""
+
+    compilers: tuple[str, ...]
+
+
 class BrokenBackend:
     """A registered back end whose package cannot be imported: it says so when it is asked for, the others work."""
 
