@@ -106,8 +106,7 @@ class Phone:
         if output.code:
             raise self._failed(f"push {local.name}", output)
         # Private files stay private when they are pushed; the app runs as another user.
-        self.shell(f"chmod 644 {shlex.quote(remote)}")
-        if self._sha256(remote) != wanted:
+        if self._sha256(remote, f"chmod 644 {shlex.quote(remote)} && ") != wanted:
             raise DeviceError(f"{self.serial}: {local.name} arrived damaged", hint="try another cable")
 
     def pull(self, remote: str, local: Path) -> None:
@@ -146,8 +145,8 @@ class Phone:
         """A phone without the service says so with an exit code or in words: nothing is read then."""
         return self.shell(f"{script} 2>&1; true")
 
-    def _sha256(self, remote: str) -> str | None:
-        found = re.match(r"([0-9a-f]{64})\s", self.shell(f"sha256sum {shlex.quote(remote)} 2>/dev/null; true"))
+    def _sha256(self, remote: str, first: str = "") -> str | None:
+        found = re.match(r"([0-9a-f]{64})\s", self.shell(f"{first}sha256sum {shlex.quote(remote)} 2>/dev/null; true"))
         return found[1] if found else None
 
     def _failed(self, what: str, output: Output) -> DeviceError:
