@@ -156,5 +156,5 @@ object Json {
     }
 
     private val BLANKS = setOf<Char?>(' ', '\n', '\r', '\t')
-    private val NUMBER = "+-.eE0123456789".toSet<Char?>()
+    private val NUMBER: Set<Char?> = "+-.eE0123456789".toSet()
 }
