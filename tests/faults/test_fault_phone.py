@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from fake_phone import FakePhone
 
 from mobileicsa.bench.phone import connect
 from mobileicsa.bench.phone import phone as phone_module
-from mobileicsa.bench.phone.adb import Adb
+from mobileicsa.bench.phone.adb import Adb, Disconnected
+from mobileicsa.bench.phone.clock import Clock
 from mobileicsa.bench.phone.run import Partial, bench_phone
 from mobileicsa.cli.main import execute
 from mobileicsa.core.errors import DeviceError
 
+PORT = "15037"
 LOST = {"code": 1, "err": f"adb: device '{said.SERIAL}' not found\n"}
 
 
@@ -75,6 +78,23 @@ def test_a_state_that_passes_is_waited_for(artifact: Path, phone: FakePhone) -> 
     assert bench(artifact, phone)["decode_tokens_per_s"] > 0
 
 
+def test_the_real_adb_without_a_phone_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's adb and its server, where they are installed; nothing leaves this machine."""
+    if shutil.which("adb") is None:
+        pytest.skip("adb is not installed (Debian: apt install adb)")
+    # A port of its own: a developer's server, and phones, are left alone.
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", PORT)
+    clock = Clock()
+    try:
+        with pytest.raises(DeviceError, match=r"no phone is connected|no device no-such-phone|adb devices"):
+            connect.find_phone("no-such-phone", clock)
+        for call in (("shell", "true"), ("push", __file__, "/data/x"), ("pull", "/data/x", "/nonexistent/x")):
+            with pytest.raises(Disconnected, match="not found"):
+                Adb("no-such-phone").run(*call, timeout_s=20)
+    finally:
+        subprocess.run(["adb", "kill-server"], check=False, capture_output=True)
+
+
 def test_an_adb_server_that_hangs_ends_within_ten_seconds(
     artifact: Path, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +116,12 @@ def test_a_cable_that_slips_during_push_and_run_costs_a_retry(artifact: Path, ph
         {"match": r"push .*model\.onnx\b", "times": 2, **LOST},
         {"match": "am start", "times": 1, "code": 255},
         {"match": "pidof", "after": 1, "times": 1, "code": 1, "err": "error: closed\n"},
-        {"match": "pull", "times": 1, "code": 1, "err": "adb: error: failed to get feature set: device offline\n"},
+        {
+            "match": "pull",
+            "times": 1,
+            "code": 1,
+            "out": "adb: error: failed to get feature set: device 'x' not found\n",
+        },
     ]
     phone.set(faults=faults)
     result = bench(artifact, phone)

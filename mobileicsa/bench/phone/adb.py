@@ -82,7 +82,7 @@ class Adb:
             finally:
                 process.kill()
         output = Output(code, out.decode(errors="replace"), err.decode(errors="replace"))
-        if code and _is_lost(output):
+        if code and _is_lost(arguments[0], output):
             raise Disconnected(
                 f"{self.serial or 'phone'}: connection lost during {what}: {output.said}",
                 hint="check the cable, unlock the phone, and see `adb devices`",
@@ -90,9 +90,10 @@ class Adb:
         return output
 
 
-def _is_lost(output: Output) -> bool:
-    # What the phone's own shell says stands on standard output or after a colon: only adb's own lines count.
-    lines = [line.lower() for line in output.err.splitlines() if line.lower().startswith(("adb:", "error:"))]
+def _is_lost(verb: str, output: Output) -> bool:
+    # adb 29 tells what went wrong with a push or pull on standard output, which is the phone's own for a shell.
+    told = output.err.splitlines() + ([] if verb == "shell" else output.out.splitlines())
+    lines = [line.lower() for line in told if line.lower().startswith(("adb:", "error:"))]
     if any(words in line for line in lines for words in LOST):
         return True
     return output.code == LOST_CODE and not output.err.strip()
