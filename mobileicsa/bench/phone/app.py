@@ -65,7 +65,8 @@ def require_app(phone: Phone, backend: str) -> None:
     if "package:" not in phone.shell(f"pm path {package} 2>&1; true"):
         raise DeviceError(
             f"{phone.serial}: the benchmark app {package} is not on it",
-            hint=f"in android_demo run `./gradlew assemble{FLAVOURS[backend]}Release`, then give the .apk with --app",
+            hint=f"in android_demo run `./gradlew assemble{FLAVOURS[backend]}Release` and give the .apk with --app, or "
+            "choose another --backend",
         )
 
 
