@@ -63,6 +63,7 @@ def _temperature(rows: list[tuple[str, dict[str, Any]]], title: str) -> bytes:
         axis.plot(turns, after, marker="o", markersize=3, label=name)
         hot = [(turn, value) for turn, value, lap in zip(turns, after, row["laps"], strict=True) if lap["throttled"]]
         axis.scatter([turn for turn, _ in hot], [value for _, value in hot], color="#d9622b", s=60, marker="x")
+    axis.set_xticks(range(1, 1 + max(len(row["laps"]) for _, row in rows)))
     axis.set_xlabel("turn (x: throttled, in no median)")
     axis.set_ylabel("skin after it, °C")
     if axis.get_legend_handles_labels()[1]:
