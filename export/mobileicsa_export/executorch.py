@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from mobileicsa.core.errors import Unsupported
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import export_method, method_lengths
 
@@ -27,6 +29,8 @@ INSTALL = "pip install 'mobileicsa[executorch]'"
 MODEL_FILE = "model.pte"
 # Read before the file is loaded: the runtime trusts the weights' part of a .pte and may crash on a damaged one.
 DIGEST_FILE = "model.pte.sha256"
+# Names of the inputs behind the cache, in order, where the program has room for adapters.
+ADAPTER_FILE = "adapter_inputs.json"
 
 
 class ExecutorchBackend:
@@ -54,8 +58,20 @@ class ExecutorchBackend:
         _save(lowered, path)
         digest = folder / DIGEST_FILE
         digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
-        size = path.stat().st_size
-        return Written(files=(path, digest), facts={"bytes": size, **facts["decode"], "methods": facts})
+        size, files = path.stat().st_size, (path, digest)
+        factors = list(adapter_inputs(decoder))
+        if factors:
+            files += (folder / ADAPTER_FILE,)
+            (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
+        return Written(files=files, facts={"bytes": size, **facts["decode"], "methods": facts})
+
+    def write_adapter(self, name: str, inputs: Mapping[str, Tensor], folder: Path) -> Path:
+        from safetensors.torch import save_file
+
+        path = folder / "adapters" / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, path)
+        return path
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         from mobileicsa_export.executorch_session import ExecutorchSession

@@ -6,7 +6,7 @@ Back ends register in the entry-point group `mobileicsa.backends`; this package 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.spec import ModelSpec
@@ -82,6 +83,27 @@ class ExactBackend(Backend, Protocol):
     """
 
     def open_exact(self, folder: Path, spec: ModelSpec, target: Target) -> Session: ...
+
+
+@runtime_checkable
+class AdaptingBackend(Backend, Protocol):
+    """A back end that lowers a decoder with room for adapters (see program/adapters.py)."""
+
+    def write_adapter(self, name: str, inputs: Mapping[str, Tensor], folder: Path) -> Path:
+        """An adapter of that name, padded, into a file that `AdaptingSession.use_adapter` takes.
+
+        `inputs` are named as `adapter_inputs` names them; `folder` holds what `write` wrote.
+        """
+        ...
+
+
+@runtime_checkable
+class AdaptingSession(Session, Protocol):
+    """A session that changes adapters between calls."""
+
+    def use_adapter(self, file: Path | None) -> None:
+        """Of every following call; None: the base alone. VerificationError where the file does not fit the program."""
+        ...
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from mobileicsa.core.plan import QuantPlan
 from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.program.adapters import Room, attach
 from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
 from mobileicsa.program.reads import input_scale
 
@@ -35,10 +36,10 @@ class FrozenModel:
         return [(self.tensors[f"prefix.{i}.key"], self.tensors[f"prefix.{i}.value"]) for i in range(spec.num_layers)]
 
 
-def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
+def build_decoder(model: FrozenModel, *, primitive: bool, room: Room | None = None) -> Decoder:
     """The frozen program's module: every edge and weight quantised, or SchemeError naming what has no encoding.
 
-    A tied head shares the embedding's integers.
+    A tied head shares the embedding's integers. `room`: for adapters, whose factors are inputs.
     """
     plan = model.plan
     with torch.device("meta"):
@@ -60,6 +61,8 @@ def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
                 module.round_bias(input_scale(block, name), integers=primitive)
     if not primitive:
         _fold_constants(decoder)
+    if room is not None:
+        attach(decoder, room)
     left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
     if left:
         raise SchemeError(f"{left[0]}: no value in the frozen tensors ({len(left)} missing)")
