@@ -38,6 +38,7 @@ class ExecutorchBackend:
 
     name = "executorch"
     compilers = ("executorch", "torchao")
+    adapter_suffix = ".safetensors"
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("executorch") else f"executorch is not installed: {INSTALL}"
@@ -65,13 +66,10 @@ class ExecutorchBackend:
             (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
         return Written(files=files, facts={"bytes": size, **facts["decode"], "methods": facts})
 
-    def write_adapter(self, name: str, inputs: Mapping[str, Tensor], folder: Path) -> Path:
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
         from safetensors.torch import save_file
 
-        path = folder / "adapters" / f"{name}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, path)
-        return path
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, path)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         from mobileicsa_export.executorch_session import ExecutorchSession

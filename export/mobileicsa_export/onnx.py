@@ -34,6 +34,7 @@ class OnnxBackend:
     """Writes model.onnx (decode), model_prefill.onnx, the weights of both in model.onnx.data, and encodings for QNN."""
 
     name = "onnx"
+    adapter_suffix = ".onnx_adapter"
 
     def unavailable(self) -> str | None:
         missing = [m for m in ("onnx", "onnxruntime", "onnxscript", "onnx_ir") if importlib.util.find_spec(m) is None]
@@ -73,13 +74,10 @@ class OnnxBackend:
             files += write_encodings(decoder, graphs, folder)
         return Written(files=files, facts=facts)
 
-    def write_adapter(self, name: str, inputs: Mapping[str, Tensor], folder: Path) -> Path:
-        from mobileicsa_export.onnx_adapter import SUFFIX, write_adapter
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
+        from mobileicsa_export.onnx_adapter import write_adapter
 
-        path = folder / "adapters" / f"{name}{SUFFIX}"
-        path.parent.mkdir(exist_ok=True)
         write_adapter(path, inputs)
-        return path
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         return _open(folder, spec, target, threads, "fast")

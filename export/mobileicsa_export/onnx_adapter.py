@@ -11,8 +11,6 @@ from torch import Tensor
 
 from mobileicsa.core.errors import VerificationError
 
-SUFFIX = ".onnx_adapter"
-
 
 def make_optional(graph: ir.Graph, inputs: Mapping[str, Tensor]) -> None:
     """Give the graph's inputs of these names the default that each has here."""

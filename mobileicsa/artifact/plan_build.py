@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.adapter_plan import base_notes, merge, plan_adapters
+from mobileicsa.artifact.adapters import MAX_SATURATION
 from mobileicsa.artifact.duration import expected_seconds
 from mobileicsa.artifact.effort import fitting_recipe, scaled
 from mobileicsa.artifact.needs import estimate, saving_memory
@@ -27,6 +29,7 @@ from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.io.hashing import sha256_bytes
 from mobileicsa.io.machine import available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
+from mobileicsa.models.adapter import PeftAdapter
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, check_size, find_target, fitting
@@ -59,6 +62,9 @@ class BuildOptions:
     strict: bool = False
     budget_bytes: int | None = None  # 4-bit schemes only, as the next
     max_ppl_increase: float | None = None
+    adapters: Sequence[Path] = ()
+    merge_adapter: Path | None = None
+    max_adapter_saturation: float = MAX_SATURATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,8 @@ class BuildPlan:
     memory_bytes: int
     disk_bytes: int
     run_id: str
+    adapters: tuple[PeftAdapter, ...] = ()
+    merged: PeftAdapter | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +111,8 @@ class BuildPlan:
             "ignored_config": list(self.checkpoint.ignored),
             "unread_tensors": self.unread_tensors,
             "notes": self.notes,
+            "adapters": [adapter.name for adapter in self.adapters],
+            "merged_adapter": None if self.merged is None else self.merged.name,
         }
 
     @property
@@ -139,6 +149,7 @@ class BuildPlan:
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
         if self.recipe.bias_correction:
             steps.append("fold the mean output error of each linear into its bias")
+        steps += [f"adapter {adapter.name}: follow the weights, look at its ranges" for adapter in self.adapters]
         for target in self.targets:
             steps += [f"write {backend} for {target.name}" for backend in target.backends]
         if self.limits is not None:
@@ -163,6 +174,9 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     text = None if options.calibration is None else read_text(options.calibration)
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
+    checkpoint, folded = merge(checkpoint, spec, options.merge_adapter)
+    adapters = plan_adapters(checkpoint, spec, options.adapters, targets, options.max_adapter_saturation)
+    odd = base_notes([*adapters, *([] if folded is None else [folded])], checkpoint.source_name, options.strict)
     special = _check_tokenizer(checkpoint, spec, options.strict)
     recipe, notes = fitting_recipe(recipe, spec)
     unread = check_tensors(spec, checkpoint.tensors)
@@ -191,7 +205,9 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         memory_bytes=memory,
         disk_bytes=disk,
         run_id=_run_id(options, checkpoint, scheme, recipe, limits, targets, text),
-        notes=special + notes + size_notes,
+        adapters=adapters,
+        merged=folded,
+        notes=odd + special + notes + size_notes,
     )
 
 

@@ -109,8 +109,10 @@ def check_norms(adapter: PeftAdapter, updates: Mapping[str, LowRank], norm_of: C
 
 def check_base(adapter: PeftAdapter, model: str) -> str | None:
     """What to say where the adapter names another base than `model`; names prove nothing, shapes were checked."""
-    ours, theirs = (re.sub(r"[^a-z0-9]", "", name.rstrip("/").rpartition("/")[2].lower()) for name in (
-        model, adapter.config.base_name))
+    ours, theirs = (
+        re.sub(r"[^a-z0-9]", "", name.rstrip("/").rpartition("/")[2].lower())
+        for name in (model, adapter.config.base_name)
+    )
     if not theirs or ours in theirs or theirs in ours:
         return None
     return (
@@ -148,8 +150,8 @@ def _updates(path: Path, config: AdapterConfig, spec: ModelSpec) -> dict[str, Lo
     for module, names in sorted(factors.items()):
         if module not in shapes:
             raise InputError(
-                f"{path}: module {module[:200]!r} is no linear of this model's layers", hint=f"{MERGE_HINT}; adapters "
-                f"are read of {', '.join(known)}"
+                f"{path}: module {module[:200]!r} is no linear of this model's layers",
+                hint=f"{MERGE_HINT}; adapters are read of {', '.join(known)}",
             )
         for part in "AB":
             if part not in names:

@@ -34,10 +34,33 @@ REFUSED = {
 }
 # No part of what a trained adapter computes.
 HARMLESS = frozenset(
-    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode exclude_modules "
-    "lora_dropout fan_in_fan_out layers_to_transform layers_pattern megatron_core loftq_config eva_config "
-    "qalora_group_size runtime_config ensure_weight_tying init_lora_weights target_modules r lora_alpha rank_pattern "
-    "alpha_pattern use_rslora".split()
+    (
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "exclude_modules",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+        "init_lora_weights",
+        "target_modules",
+        "r",
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+    )
 )
 # Starts that leave the base as it was.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -98,9 +121,7 @@ def read_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
         where=where,
         rank=reader.integer("r", MAX_HIDDEN, 8),
         alpha=_alpha(reader, "lora_alpha", reader.config.get("lora_alpha", 8)),
-        rank_pattern={
-            name: rank.integer(name, MAX_HIDDEN) for rank, name in _patterns(reader, "rank_pattern")
-        },
+        rank_pattern={name: rank.integer(name, MAX_HIDDEN) for rank, name in _patterns(reader, "rank_pattern")},
         alpha_pattern={
             name: _alpha(alpha, name, alpha.config[name]) for alpha, name in _patterns(reader, "alpha_pattern")
         },

@@ -89,11 +89,11 @@ class ExactBackend(Backend, Protocol):
 class AdaptingBackend(Backend, Protocol):
     """A back end that lowers a decoder with room for adapters (see program/adapters.py)."""
 
-    def write_adapter(self, name: str, inputs: Mapping[str, Tensor], folder: Path) -> Path:
-        """An adapter of that name, padded, into a file that `AdaptingSession.use_adapter` takes.
+    adapter_suffix: str  # of an adapter's file
 
-        `inputs` are named as `adapter_inputs` names them; `folder` holds what `write` wrote.
-        """
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
+        """An adapter, padded, its inputs named as `adapter_inputs` has them, into a file that
+        `AdaptingSession.use_adapter` takes."""
         ...
 
 

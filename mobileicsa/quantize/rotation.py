@@ -104,7 +104,7 @@ class Rotated:
         return rows
 
     def outputs(self, linear: str, columns: Tensor) -> Tensor:
-        """Columns (out, n), or (out,), over the outputs of a linear of the model before, as the rotated one has them."""
+        """Columns (out, n), or (out,), over the outputs of a linear of the model before, as the rotated model's."""
         layer, module = _split_linear(linear)
         if module in WRITERS and self.stream is not None:
             columns = self.stream.T @ columns
