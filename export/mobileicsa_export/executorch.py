@@ -59,12 +59,12 @@ class ExecutorchBackend:
         _save(lowered, path)
         digest = folder / DIGEST_FILE
         digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
-        size, files = path.stat().st_size, (path, digest)
+        size, files = path.stat().st_size, [path, digest]
         factors = list(adapter_inputs(decoder))
         if factors:
-            files += (folder / ADAPTER_FILE,)
+            files.append(folder / ADAPTER_FILE)
             (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
-        return Written(files=files, facts={"bytes": size, **facts["decode"], "methods": facts})
+        return Written(files=tuple(files), facts={"bytes": size, **facts["decode"], "methods": facts})
 
     def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
         from safetensors.torch import save_file

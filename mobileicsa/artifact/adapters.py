@@ -49,13 +49,13 @@ def prepare(
     model: FrozenModel,
     basis: Mapping[str, Tensor],
     adapters: Sequence[PeftAdapter],
-    windows: Tensor,
+    windows: Sequence[list[int]],
     limit: float,
     progress: Progress,
 ) -> list[PlanAdapter]:
     """The adapters of a frozen model; InputError where one saturates an edge by more than `limit` beyond the base.
 
-    windows (N, T) of calibration text, without BOS. Peak memory: the model in float twice.
+    `windows`: token ids of calibration text, without BOS. Peak memory: the model in float twice.
     """
     if not adapters:
         return []
@@ -63,8 +63,8 @@ def prepare(
     if model.plan.prefix_ids:
         past = model.prefix_cache()
     elif spec.bos_id is not None:
-        windows = torch.cat((torch.full((windows.shape[0], 1), spec.bos_id), windows), dim=1)
-    picked = windows[:: -(-windows.shape[0] // WINDOWS)].tolist()
+        windows = [[spec.bos_id, *window] for window in windows]
+    picked = windows[:: -(-len(windows) // WINDOWS)]
     tick = progress.step("adapters on calibration text", len(picked) * (1 + len(adapters)))
     base, _ = saturated(model, None, picked, past, tick)
     return [_prepared(model, basis, adapter, picked, base, limit, tick) for adapter in adapters]
@@ -74,7 +74,7 @@ def _prepared(
     model: FrozenModel,
     basis: Mapping[str, Tensor],
     adapter: PeftAdapter,
-    windows: list[list[int]],
+    windows: Sequence[list[int]],
     base: dict[str, float],
     limit: float,
     tick: Callable[[], None],
@@ -155,12 +155,10 @@ def _prefix(model: FrozenModel, adapter: PlanAdapter) -> dict[str, Tensor]:
 
 
 def _saturation(base: dict[str, float], shares: dict[str, float], limit: float, tokens: int) -> dict[str, Any]:
-    rows = [
-        {"edge": name, "share": share, "base": base[name], "added": round(share - base[name], 6)}
-        for name, share in shares.items()
-    ]
-    rows.sort(key=lambda row: -float(row["added"]))
-    return {"limit": limit, "tokens": tokens, "largest": max(rows[0]["added"], 0.0), "worst": rows[:WORST]}
+    added = {name: round(share - base[name], 6) for name, share in shares.items()}
+    worst = sorted(added, key=lambda name: -added[name])[:WORST]
+    rows = [{"edge": name, "share": shares[name], "base": base[name], "added": added[name]} for name in worst]
+    return {"limit": limit, "tokens": tokens, "largest": max(added[worst[0]], 0.0), "worst": rows}
 
 
 def tensors_file(name: str) -> str:

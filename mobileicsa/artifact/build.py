@@ -150,7 +150,7 @@ class _Build:
         limit = plan.options.max_adapter_saturation
         # Of a run before, with other adapters.
         shutil.rmtree(self.staging.folder / layout.ADAPTERS, ignore_errors=True)
-        adapters = prepare(model, basis, plan.adapters, windows, limit, self.progress)
+        adapters = prepare(model, basis, plan.adapters, windows.tolist(), limit, self.progress)
         for adapter in adapters:
             self.staging.write_tensors(tensors_file(adapter.name), adapter.tensors)
             self.staging.write_json(facts_file(adapter.name), adapter.facts)

@@ -29,6 +29,8 @@ from mobileicsa.program.frozen import FrozenModel, build_adapted
 from mobileicsa.program.generate import TokenRunner
 from mobileicsa.program.simulator import SimulatorSession, sequence_logits
 
+__all__ = ["FLOAT", "SIMULATOR", "FloatModel", "QuantizedModel", "load_model"]
+
 SIMULATOR = "simulator"
 
 

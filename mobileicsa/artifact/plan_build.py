@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.accumulators import check_accumulators
 from mobileicsa.artifact.adapter_plan import base_notes, merge, plan_adapters
 from mobileicsa.artifact.adapters import MAX_SATURATION
 from mobileicsa.artifact.duration import expected_seconds
@@ -20,8 +21,7 @@ from mobileicsa.artifact.needs import estimate, saving_memory
 from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
-from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
-from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
@@ -37,8 +37,6 @@ from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe, stages_for, windows_of
 
-INT32_MAX = 2**31 - 1
-ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
 DEFAULT_RECIPE = "learned"
 
 log = logging.getLogger(__name__)
@@ -183,7 +181,7 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     if unread and options.strict:
         raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
     packed, size_notes = forecast(spec, scheme, recipe, limits)
-    _check_accumulators(spec, scheme, limits)
+    check_accumulators(spec, scheme, limits)
     for target in targets:
         check_size(target, packed.least)
     targets = tuple(fitting(target, spec) for target in targets)
@@ -244,24 +242,6 @@ def _check_targets(targets: tuple[Target, ...], scheme: QuantScheme) -> None:
             reason = known[name].unavailable() if name in known else "no such back end is installed"
             if reason is not None:
                 raise EnvironmentFault(f"--target {target.name} needs {name}: {reason}")
-
-
-def _check_accumulators(spec: ModelSpec, scheme: QuantScheme, limits: Limits | None) -> None:
-    """The largest sum of any linear must fit int32: K activations of at most 255 steps times the largest weight code.
-
-    16-bit activations are summed a byte at a time, so that the same bound holds for them.
-    """
-    inner = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    plain = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
-    widest = plain if limits is None else WeightEncoding(bits=PROMOTED_BITS)
-    head = WeightEncoding(bits=scheme.head_bits)
-    for part, products, weight in (("layers", inner, widest), ("head", spec.hidden_size, head)):
-        largest = -weight.qmin
-        if products * ACTIVATION_STEPS * largest > INT32_MAX:
-            raise SchemeError(
-                f"scheme {scheme.name}: {part}: sums over {products} products can overflow 32 bits",
-                hint=f"at {weight.bits}-bit weights a row may have {INT32_MAX // (ACTIVATION_STEPS * largest)} at most",
-            )
 
 
 def _check_finite(checkpoint: Checkpoint, unread: list[str]) -> None:

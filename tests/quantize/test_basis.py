@@ -1,0 +1,97 @@
+"""An adapter in a plan's basis is the checkpoint's adapter: the same function, whatever was folded into the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_artifact import prefix_fixed
+from tiny_learning import Memory, quantized, tiny_weights
+from torch import Tensor
+
+from mobileicsa.artifact.adapters import in_basis
+from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.adapter import LowRank, PeftAdapter, linear_shapes
+from mobileicsa.models.adapter_config import read_config
+from mobileicsa.models.decoder import Decoder
+from mobileicsa.models.load import FloatWeights
+from mobileicsa.program.frozen import FrozenModel, real_decoder
+from mobileicsa.quantize.basis import Basis
+from mobileicsa.quantize.pipeline import Result
+from mobileicsa.quantize.recipe import Learning
+
+EQUIVALENT = Learning(weights="clip", steps=6, batch=2, lr_equivalent=0.3)
+RECIPES: dict[str, Any] = {
+    "nothing folded": ({}, ()),
+    "smoothed": ({"smoothing": "search", "alphas": (0.3, 0.7)}, ()),
+    "rotated": ({"rotation": "hadamard"}, ()),
+    "rotated and smoothed": ({"rotation": "hadamard", "smoothing": "search", "alphas": (0.5,)}, ()),
+    "learned scalings": ({"smoothing": "search", "alphas": (0.5,)}, (EQUIVALENT,)),
+    "learned scalings, rotated": ({"rotation": "hadamard"}, (EQUIVALENT,)),
+}
+
+
+def adapter(spec: ModelSpec, rank: int = 3) -> PeftAdapter:
+    random = torch.Generator().manual_seed(4)
+    updates = {
+        module: LowRank(
+            0.1 * torch.randn(rank, shape[1], generator=random), 0.3 * torch.randn(shape[0], rank, generator=random)
+        )
+        for module, shape in linear_shapes(spec).items()
+    }
+    config = read_config({"peft_type": "LORA", "r": rank}, "test")
+    return PeftAdapter(name="tiny", sha256="0", config=config, updates=updates, notes=())
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, Any, Result]:
+    fields, learn = RECIPES[request.param]
+    spec, weights = tiny_weights(tmp_path_factory.mktemp("basis"))
+    given = {"weights": "nearest", "ranges": "minmax", "smoothing": "off", **fields}
+    with prefix_fixed(1, 86):
+        return spec, weights, quantized(spec, weights, *learn, scheme="w8a8", fields=given, store=Memory())
+
+
+def test_each_linear_of_the_plan_follows_from_the_checkpoints_by_the_basis(made: Any) -> None:
+    """The kept factors are those of the weights themselves: half a step of rounding is all that differs."""
+    _, weights, result = made
+    basis = Basis(result.plan.spec, result.basis)
+    if result.plan.provenance["recipe"]["learn"]:
+        learned = result.basis["layers.0.attn.k_proj.out"]
+        assert (learned - 1).abs().max() > 0.01, "nothing was learned: the test would show nothing"
+    for name in result.plan.weights:
+        if not name.startswith("layers."):
+            continue
+        weight, linear = weights.get(name), name.removesuffix(".weight")
+        whole = basis.update(linear, LowRank(weight, torch.eye(weight.shape[0])))
+        scale = result.tensors[f"{name}.scale"][:, None]
+        wrong = (whole.up @ whole.down - result.tensors[name] * scale).abs() / scale
+        # A clipped range (learned) may cut off the largest weights of a row.
+        assert float(torch.quantile(wrong, 0.95)) <= 0.51, name
+        assert float(wrong.median()) < 0.3, name
+
+
+def float_logits(spec: ModelSpec, weights: FloatWeights, added: dict[str, Tensor], ids: Tensor) -> Tensor:
+    decoder = Decoder(spec, primitive=False)
+    weights.fill(decoder, "")
+    for linear, update in added.items():
+        parameter = decoder.get_parameter(f"{linear}.weight")
+        parameter.data = parameter + update
+    return decoder(ids)[0]
+
+
+@torch.no_grad()
+def test_base_and_adapter_are_the_merged_float_model(made: Any) -> None:
+    """Nothing rounded but the base's 8-bit weights, which move the logits without the adapter as much as with it."""
+    spec, weights, result = made
+    model, peft = FrozenModel(result.plan, result.tensors), adapter(spec)
+    moved = in_basis(model, result.basis, peft)
+    ids = torch.randint(3, 259, (2, 24), generator=torch.Generator().manual_seed(8))
+    added = {n: (moved.tensors[f"{n}.a"] @ moved.tensors[f"{n}.b"]).T for n in moved.linears}
+    merged = {n: update.up @ update.down for n, update in peft.canonical(spec).items()}
+    plain, with_it = float_logits(spec, weights, {}, ids), float_logits(spec, weights, merged, ids)
+    ours, ours_with_it = (real_decoder(model, part)(ids)[0] for part in ({}, added))
+    base_error, error = (ours - plain).square().mean(), (ours_with_it - with_it).square().mean()
+    assert (with_it - plain).square().mean() > 20 * error
+    assert error < 4 * base_error + 1e-6
