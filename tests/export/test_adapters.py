@@ -99,11 +99,11 @@ def test_the_integer_path_is_near_the_float_path() -> None:
     assert linear.lora.a.encoding.bits == 8
     assert grid == pytest.approx(1 / 127)
     use(decoder, padded(FIRST, decoder))
-    x = 0.3 * torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(3))
+    x = 0.7 * torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(3))
     a, b = (FIRST.tensors[f"layers.0.mlp.up_proj.{part}"] for part in "ab")
     base = torch.zeros(1, 5, 80)
     error = linear.lora(x, base) - linear.lora.base(base) - (x @ a) @ b
-    assert 0 < float(error.abs().mean()) < 0.05 * float(((x @ a) @ b).abs().mean())
+    assert 0 < float(error.abs().mean()) < 0.1 * float(((x @ a) @ b).abs().mean())
 
 
 @pytest.fixture(scope="module", params=["onnx", "executorch", "onnx, integers"])

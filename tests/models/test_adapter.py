@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_adapter import CONFIG, MODULES, write_adapter
 from tiny_artifact import write_checkpoint
 
 from mobileicsa.artifact.adapter_plan import merge
@@ -18,22 +19,6 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.models.adapter import check_base, read_adapter
 from mobileicsa.models.load import FloatWeights, read_spec
-
-MODULES = {
-    "model.layers.0.self_attn.q_proj": (32, 32),
-    "model.layers.1.self_attn.v_proj": (16, 32),
-    "model.layers.1.mlp.down_proj": (32, 48),
-}
-CONFIG: dict[str, Any] = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": "checkpoint",
-    "r": 4,
-    "lora_alpha": 8,
-    "target_modules": ["q_proj", "v_proj", "down_proj"],
-    "bias": "none",
-    "use_dora": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +34,6 @@ def spec(checkpoint: Path) -> ModelSpec:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "tiny")
-
-
-def write_adapter(folder: Path, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
-    config = {**CONFIG, **changes}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    random = torch.Generator().manual_seed(2)
-    tensors = {}
-    for module, (rows, columns) in MODULES.items():
-        rank = config.get("rank_pattern", {}).get(module.rpartition(".")[2], config["r"])
-        tensors[f"base_model.model.{module}.lora_A.weight"] = 0.1 * torch.randn(rank, columns, generator=random)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=random)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
 
 
 def test_an_adapter_merges_as_peft_merges_it(tmp_path: Path, checkpoint: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_artifact import prefix_fixed
-from tiny_learning import Memory, quantized, tiny_weights
-from torch import Tensor
+from tiny_artifact import Silent, prefix_fixed
+from tiny_learning import Memory, quantized, tiny_weights, windows
+from torch import Tensor, nn
 
-from mobileicsa.artifact.adapters import in_basis
+from mobileicsa.artifact.adapters import in_basis, prepare
+from mobileicsa.calibrate.statistics import values_of
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.adapter import LowRank, PeftAdapter, linear_shapes
 from mobileicsa.models.adapter_config import read_config
@@ -95,3 +97,42 @@ def test_base_and_adapter_are_the_merged_float_model(made: Any) -> None:
     base_error, error = (ours - plain).square().mean(), (ours_with_it - with_it).square().mean()
     assert (with_it - plain).square().mean() > 20 * error
     assert error < 4 * base_error + 1e-6
+
+
+class Merged:
+    """The weights with an adapter's updates added."""
+
+    def __init__(self, spec: ModelSpec, weights: FloatWeights, peft: PeftAdapter) -> None:
+        self.weights, self.updates = weights, peft.canonical(spec)
+
+    def get(self, name: str) -> Tensor:
+        update = self.updates.get(name.removesuffix(".weight"))
+        return self.weights.get(name) if update is None else self.weights.get(name) + update.up @ update.down
+
+    def fill(self, module: nn.Module, prefix: str) -> None:
+        # A tied head is asked for by both names.
+        module.load_state_dict({name: self.get(prefix + name) for name in module.state_dict()}, assign=True)
+
+
+@pytest.mark.parametrize("rotation", ["off", "hadamard"])
+def test_the_prefix_has_the_rows_of_the_merged_model(rotation: str, tmp_path: Path) -> None:
+    spec, weights = tiny_weights(tmp_path / "model")
+    peft = adapter(spec)
+    given = {"weights": "nearest", "ranges": "minmax", "smoothing": "off", "rotation": rotation}
+    with prefix_fixed(1, 86):
+        base = quantized(spec, weights, scheme="w8a8", fields=given)
+        merged = quantized(spec, Merged(spec, weights, peft), scheme="w8a8", fields=given)
+    model = FrozenModel(base.plan, base.tensors)
+    (made,) = prepare(model, base.basis, [peft], windows(4).tolist(), 1.0, Silent())
+    for index in range(spec.num_layers):
+        for kind in ("key", "value"):
+            name, edge = f"prefix.{index}.{kind}", f"layers.{index}.attn.{kind[0]}_out"
+            rows, plain, wanted = (
+                values_of(tensors[name], plan.edges[edge])
+                for tensors, plan in (
+                    (made.tensors, base.plan),
+                    (base.tensors, base.plan),
+                    (merged.tensors, merged.plan),
+                )
+            )
+            assert (rows - wanted).abs().mean() < 0.35 * (plain - wanted).abs().mean(), name
