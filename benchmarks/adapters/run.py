@@ -1,7 +1,7 @@
 """`python -m benchmarks.adapters.run --model DIR --work DIR`: what swappable adapters cost beside merged ones.
 
-The work folder holds what `benchmarks.adapters.train` made. Perplexities are of held-out text; speeds are of this
-machine, all taken in one run, so that only their ratios mean something elsewhere.
+The work folder holds what `benchmarks.adapters.train` made; artifacts in it are not made again. Perplexities are of
+held-out text; speeds are of this machine, all taken in one run, so that only their ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -15,83 +15,92 @@ from typing import Any
 
 from benchmarks.adapters.texts import NAMES
 from benchmarks.adapters.train import RANK, STEPS
-from benchmarks.steps import RESULTS, Steps
+from benchmarks.steps import INTEGER_ONLY, RESULTS
+from mobileicsa import api
+from mobileicsa.artifact.float_model import FloatModel
+from mobileicsa.artifact.lowered import open_for
 from mobileicsa.artifact.model import QuantizedModel
+from mobileicsa.artifact.verify import verify
 from mobileicsa.bench.environment import environment
+from mobileicsa.evaluate.perplexity import evaluate
 from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.quantize.steps import Quiet
 
 BACKENDS = ("onnx", "executorch")
-SWAPS, TOKENS, ROUNDS = 20, 48, 3
+WINDOW, SWAPS, TOKENS, ROUNDS = 128, 20, 48, 3
+
+Report = dict[str, Any]
 
 
-def quantised(steps: Steps, model: str, scheme: str, recipe: str) -> dict[str, str]:
+def quantised(work: Path, model: str, scheme: str, recipe: str, overrides: list[str]) -> dict[str, Path]:
     """Artifacts by what they are: the base alone, the base with both adapters, each adapter merged."""
-    calibration = steps.work / "texts" / "both.txt"
-    if not calibration.is_file():
-        parts = [(steps.work / "texts" / f"{name}.txt").read_text(encoding="utf-8") for name in NAMES]
-        calibration.write_text("\n".join(parts), encoding="utf-8")
-    folders = [str(steps.work / "adapters" / name) for name in NAMES]
-    given = {
-        "base": [],
-        "swappable": [part for folder in folders for part in ("--adapter", folder)],
-        **{f"merged-{n}": ["--merge-adapter", f] for n, f in zip(NAMES, folders, strict=True)},
+    calibration = work / "texts" / "both.txt"
+    parts = [(work / "texts" / f"{name}.txt").read_text(encoding="utf-8") for name in NAMES]
+    calibration.write_text("\n".join(parts), encoding="utf-8")
+    folders = {name: work / "adapters" / name for name in NAMES}
+    wanted: dict[str, dict[str, Any]] = {
+        "base": {},
+        "swappable": {"adapters": list(folders.values())},
+        **{f"merged-{name}": {"merge_adapter": folder} for name, folder in folders.items()},
     }
     made = {}
-    for name, arguments in given.items():
-        made[name] = steps.artifact(f"{scheme}-{name}")
-        common = ["--model", model, "--scheme", scheme, "--recipe", recipe, "--calibration", str(calibration)]
-        steps.ask(f"quantize-{scheme}-{name}", "quantize", *common, "--output", made[name], "--overwrite", *arguments)
+    for name, options in wanted.items():
+        made[name] = work / f"{scheme}-{name}"
+        if not made[name].is_dir():
+            print(f"quantise {name}", flush=True)
+            common = {"recipe": recipe, "overrides": overrides, "calibration": calibration}
+            api.quantize(model, scheme, made[name], **common, **options)
     return made
 
 
-def perplexities(steps: Steps, model: str, scheme: str, made: dict[str, str], windows: int) -> dict[str, Any]:
-    """By text: float and integer, the base, the adapter beside it, the adapter merged."""
-    found: dict[str, Any] = {}
+def perplexities(work: Path, model: str, made: dict[str, Path], windows: int) -> Report:
+    """By text: float and integer; the base, the adapter beside it (float and int8), the adapter merged."""
+    base, both = str(made["base"]), str(made["swappable"])
+    found: Report = {}
     for text in NAMES:
-        path = str(steps.work / "texts" / f"{text}-held-out.txt")
-        common = ["--text", path, "--max-windows", str(windows), "--window", "128", "--no-save"]
-
-        def measured(name: str, *arguments: str, common: list[str] = common, text: str = text) -> float:
-            answer = steps.ask(f"eval-{scheme}-{text}-{name}", "eval", *common, *arguments)
-            value: float = answer["answer"]["perplexity"]
-            return round(value, 3)
-
-        float_folder = str(steps.work / "float" / text)
-        found[text] = {
-            "float_base": measured("float-base", "--model", model),
-            "float_adapter": measured("float-adapter", "--model", float_folder),
-            "integer_base": measured("base", "--model", made["base"]),
-            "integer_swappable": measured("swappable", "--model", made["swappable"], "--adapter", text),
-            "integer_swappable_onnx": measured(
-                "swappable-onnx", "--model", made["swappable"], "--adapter", text, "--backend", "onnx"
+        content = (work / "texts" / f"{text}-held-out.txt").read_text(encoding="utf-8")
+        merged = str(made[f"merged-{text}"])
+        opened: dict[str, Callable[[], Any]] = {
+            "float_base": lambda: FloatModel.from_pretrained(model),
+            "float_adapter": lambda text=text: FloatModel.from_pretrained(work / "float" / text),
+            "integer_base": lambda: open_for(base, None, Quiet()),
+            "integer_swappable": lambda text=text: open_for(both, None, Quiet(), adapter=text),
+            "integer_swappable_onnx": lambda text=text: open_for(both, "onnx", Quiet(), adapter=text, threads=1),
+            "integer_merged": lambda merged=merged: open_for(merged, None, Quiet()),
+            "integer_only_base": lambda: open_for(base, None, Quiet(), target=INTEGER_ONLY),
+            "integer_only_swappable": lambda text=text: open_for(
+                both, None, Quiet(), target=INTEGER_ONLY, adapter=text
             ),
-            "integer_merged": measured("merged", "--model", made[f"merged-{text}"]),
         }
+        found[text] = {}
+        for name, open_it in opened.items():
+            measured = evaluate(open_it(), content, window=WINDOW, max_windows=windows)
+            found[text][name] = round(measured["perplexity"], 3)
+            print(f"{text}, {name}: {found[text][name]}", flush=True)
     return found
 
 
-def _bytes(folder: str, backend: str) -> dict[str, int]:
-    report = read_json(Path(folder) / "report.json", max_bytes=256 << 20)
-    files: dict[str, int] = report["targets"]["host-cpu"][backend]["files"]
+def _bytes(folder: Path, backend: str) -> dict[str, int]:
+    files: dict[str, int] = _report(folder)["targets"]["host-cpu"][backend]["files"]
     kept = {name: count for name, count in files.items() if not name.startswith("encodings")}
     adapters = sum(count for name, count in kept.items() if name.startswith("adapters/"))
     return {"program": sum(kept.values()) - adapters, "adapters": adapters}
 
 
-def speeds(made: dict[str, str], backend: str) -> dict[str, Any]:
+def _report(folder: Path) -> Report:
+    return read_json(folder / "report.json", max_bytes=256 << 20)
+
+
+def speeds(made: dict[str, Path], backend: str) -> Report:
     """Decode tokens a second, and what it takes to change the adapter: beside the base, or by another program."""
     swappable = QuantizedModel.from_pretrained(made["swappable"], backend=backend, threads=1)
-    runs: dict[str, Callable[[], None]] = {"base_program": lambda: None}
     models = {"base_program": QuantizedModel.from_pretrained(made["base"], backend=backend, threads=1)}
-    for name, adapter in (("no_adapter", None), *((n, n) for n in NAMES)):
-        models[name] = swappable
-        runs[name] = lambda adapter=adapter: swappable.use_adapter(adapter)  # type: ignore[misc]
-    rates: dict[str, list[float]] = {name: [] for name in runs}
+    models |= dict.fromkeys(("no_adapter", *NAMES), swappable)
+    rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS):
-        for name, prepare in runs.items():
-            prepare()
-            result = models[name].generate("The", max_new_tokens=TOKENS)
-            rates[name].append(result.decode_tokens_per_s or 0.0)
+        for name, model in models.items():
+            model.use_adapter(name if name in NAMES else None)
+            rates[name].append(model.generate("The", max_new_tokens=TOKENS).decode_tokens_per_s or 0.0)
     changes = []
     for index in range(SWAPS):
         start = time.perf_counter()
@@ -100,15 +109,26 @@ def speeds(made: dict[str, str], backend: str) -> dict[str, Any]:
     opened = []
     for name in NAMES:
         start = time.perf_counter()
-        model = QuantizedModel.from_pretrained(made[f"merged-{name}"], backend=backend, threads=1)
+        QuantizedModel.from_pretrained(made[f"merged-{name}"], backend=backend, threads=1).close()
         opened.append(time.perf_counter() - start)
-        model.close()
     return {
         "decode_tokens_per_s": {name: round(median(values), 1) for name, values in rates.items()},
         "swap_ms": round(1000 * median(changes), 3),
         "open_merged_ms": round(1000 * median(opened), 1),
         "bytes": {name: _bytes(folder, backend) for name, folder in made.items()},
     }
+
+
+def verified(folder: Path) -> Report:
+    """Agreement with the simulator, and whether an adapter computes the same after others as before."""
+    found: Report = {}
+    for name in NAMES:
+        rows = verify(folder, adapter=name, greedy=False, only=BACKENDS)["backends"]
+        found[name] = {
+            backend: {key: row[key] for key in ("equal_share", "max_steps", "top1_agreement", "swap")}
+            for backend, row in rows.items()
+        }
+    return found
 
 
 def main() -> None:
@@ -119,27 +139,19 @@ def main() -> None:
     parser.add_argument("--recipe", default="prefix")
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--name", default="small-llama")
+    parser.add_argument("overrides", nargs="*", help="fields of the recipe, KEY=VALUE")
     given = parser.parse_args()
-    steps = Steps(given.work)
-    made = quantised(steps, given.model, given.scheme, given.recipe)
-    report = read_json(Path(made["swappable"]) / "report.json", max_bytes=256 << 20)
-    verified = {
-        name: steps.ask(f"verify-{given.scheme}-{name}", "verify", made["swappable"], "--adapter", name)["answer"]
-        for name in NAMES
-    }
-    rows = {name: answer["backends"] for name, answer in verified.items()}
+    made = quantised(given.work, given.model, given.scheme, given.recipe, given.overrides)
     result = {
         "model": given.name,
         "scheme": given.scheme,
         "recipe": given.recipe,
+        "overrides": given.overrides,
         "adapters": {"rank": RANK, "steps": STEPS, "texts": list(NAMES)},
-        "perplexity": perplexities(steps, given.model, given.scheme, made, given.windows),
-        "saturation": {name: facts["saturation"] for name, facts in report["adapters"].items()},
-        "verified": {
-            name: {backend: {"equal_share": row["equal_share"], "swap": row["swap"]} for backend, row in found.items()}
-            for name, found in rows.items()
-        },
+        "saturation": {name: facts["saturation"] for name, facts in _report(made["swappable"])["adapters"].items()},
         "engines": {backend: speeds(made, backend) for backend in BACKENDS},
+        "verified": verified(made["swappable"]),
+        "perplexity": perplexities(given.work, given.model, made, given.windows),
         "environment": environment(),
     }
     write_json(RESULTS / f"adapters-{given.name}-{given.scheme}.json", result)

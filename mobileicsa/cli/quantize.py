@@ -24,7 +24,7 @@ EXAMPLES = """
   mobileicsa quantize --model m --scheme w4a8 --output o --max-ppl-increase .1
   mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe minmax
   mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
-  mobileicsa quantize --model m --scheme w8a8 --output o --adapter a --adapter b
+  mobileicsa quantize --model m --scheme w8a8 --output o --adapter a
 """
 
 

@@ -13,8 +13,9 @@ from tiny_frozen import eager, generate, target, tiny_frozen
 from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import PlanAdapter, padded, room_for, use
-from mobileicsa.program.backend import AdaptingBackend, AdaptingSession, find_backend
+from mobileicsa.program.backend import AdaptingBackend, AdaptingSession, ExactBackend, find_backend
 from mobileicsa.program.frozen import FrozenModel, build_adapted, build_decoder
+from mobileicsa.program.simulator import prepare_for_eager
 
 LINEARS = {
     "attn.q_proj": (64, 64),
@@ -144,6 +145,18 @@ def test_both_runtimes_change_adapters_and_come_back_to_the_same_integers(writte
     assert equal_share(before[None], base) == 1.0
     assert equal_share(before["first"], base) < 0.9
     assert equal_share(before["first"], before["second"]) < 0.9
+
+
+def test_the_exact_arithmetic_gives_the_simulators_integers_with_an_adapter(written: tuple[Any, ...]) -> None:
+    back_end, folder, goal, frozen, decoder, files, _ = written
+    if not isinstance(back_end, ExactBackend):
+        pytest.skip("has no exact arithmetic")
+    session = back_end.open_exact(folder, frozen.plan.spec, goal)
+    assert isinstance(session, AdaptingSession)
+    session.use_adapter(files["first"])
+    twin = build_adapted(frozen, [FIRST, SECOND], primitive=goal.nonlinear == "primitive")
+    prepare_for_eager(twin)
+    assert equal_share(generate(decoder, session.run), simulated(twin, FIRST)) > 0.999
 
 
 def test_no_weight_runs_in_float_because_of_adapters(written: tuple[Any, ...]) -> None:
