@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,18 +60,16 @@ def perplexities(work: Path, model: str, made: dict[str, Path], windows: int) ->
     found: Report = {}
     for text in NAMES:
         content = (work / "texts" / f"{text}-held-out.txt").read_text(encoding="utf-8")
-        merged = str(made[f"merged-{text}"])
+        integers = partial(open_for, progress=Quiet())
         opened: dict[str, Callable[[], Any]] = {
-            "float_base": lambda: FloatModel.from_pretrained(model),
-            "float_adapter": lambda text=text: FloatModel.from_pretrained(work / "float" / text),
-            "integer_base": lambda: open_for(base, None, Quiet()),
-            "integer_swappable": lambda text=text: open_for(both, None, Quiet(), adapter=text),
-            "integer_swappable_onnx": lambda text=text: open_for(both, "onnx", Quiet(), adapter=text, threads=1),
-            "integer_merged": lambda merged=merged: open_for(merged, None, Quiet()),
-            "integer_only_base": lambda: open_for(base, None, Quiet(), target=INTEGER_ONLY),
-            "integer_only_swappable": lambda text=text: open_for(
-                both, None, Quiet(), target=INTEGER_ONLY, adapter=text
-            ),
+            "float_base": partial(FloatModel.from_pretrained, model),
+            "float_adapter": partial(FloatModel.from_pretrained, work / "float" / text),
+            "integer_base": partial(integers, base, None),
+            "integer_swappable": partial(integers, both, None, adapter=text),
+            "integer_swappable_onnx": partial(integers, both, "onnx", adapter=text, threads=1),
+            "integer_merged": partial(integers, str(made[f"merged-{text}"]), None),
+            "integer_only_base": partial(integers, base, None, target=INTEGER_ONLY),
+            "integer_only_swappable": partial(integers, both, None, target=INTEGER_ONLY, adapter=text),
         }
         found[text] = {}
         for name, open_it in opened.items():
