@@ -49,7 +49,7 @@ def quantised(work: Path, model: str, scheme: str, recipe: str, overrides: list[
         made[name] = work / f"{scheme}-{name}"
         if not made[name].is_dir():
             print(f"quantise {name}", flush=True)
-            common = {"recipe": recipe, "overrides": overrides, "calibration": calibration}
+            common: dict[str, Any] = {"recipe": recipe, "overrides": overrides, "calibration": calibration}
             api.quantize(model, scheme, made[name], **common, **options)
     return made
 
