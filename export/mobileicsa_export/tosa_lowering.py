@@ -191,7 +191,7 @@ class _Lowering:
         """Whether an operator works on the program's own integers."""
         return any(isinstance(self.values[node], Integers) for node in nodes)
 
-    def _operands(self, node: fx.Node) -> list[fx.Node]:
+    def _operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Both operands of a sum or a product; a bare number has no encoding."""
         for operand in arguments(node):
             if not isinstance(operand, fx.Node):

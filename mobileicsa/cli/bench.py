@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa bench out
   mobileicsa bench out --baseline float --backend executorch --repeat 9
-  mobileicsa bench out --device adb --generate-tokens 256 --app app-executorch-release.apk --plot figures
+  mobileicsa bench out --device adb --app app-executorch-release.apk
 """
 
 
@@ -66,7 +66,7 @@ def bench(
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
     as_json: JsonFlag = False,
 ) -> Answer:
-    """Measure an artifact's speed, memory and energy on this machine or on a phone.
+    """Measure speed, memory and energy, here or on a phone.
 
     Medians of load time, first token, prefill and decode speed, peak memory, bytes read per token, energy where a
     counter can be read.
