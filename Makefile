@@ -12,7 +12,7 @@ DEMO_RECIPE ?= rotated
 MOBILEICSA_DATA ?= ../shared/data
 export MOBILEICSA_DATA
 
-.PHONY: setup demo test test-slow check verify-arm64 bench docs clean
+.PHONY: setup demo test test-slow check check-android verify-arm64 bench docs clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,17 @@ ARM64_ARTIFACTS ?= $(DEMO_OUTPUT)/w8a8 $(DEMO_OUTPUT)/w4a8
 ARM64_CALLS ?= 2
 verify-arm64: setup $(ARM64_ARTIFACTS:%=%/manifest.json)
 	$(BIN)/python -m benchmarks.arm64.run $(ARM64_ARTIFACTS) --work build/arm64 --max-calls $(ARM64_CALLS)
+
+# Lints, compiles and tests what can be of android_demo without Android's SDK; steps without their tools are skipped.
+# Kotlin's compiler comes in a wheel of 80 MB, with an environment of its own.
+ANDROID_WORK ?= build/android
+ANDROID_TOKENIZER ?= $(DEMO_OUTPUT)/w8a8/tokenizer.json
+check-android: setup
+	test -d $(ANDROID_WORK)/kotlin/run_kotlin_kernel || \
+	  $(BIN)/pip install --quiet --no-deps --target $(ANDROID_WORK)/kotlin kotlin-jupyter-kernel==0.19.0.944 || true
+	KOTLIN_JARS=$(abspath $(ANDROID_WORK))/kotlin/run_kotlin_kernel/jars \
+	  MOBILEICSA_TOKENIZER=$(wildcard $(ANDROID_TOKENIZER)) \
+	  $(BIN)/python android_demo/check/check.py --work $(ANDROID_WORK)
 
 # A small Llama, trained for 25 minutes; interrupted, it goes on.
 $(BENCH_WORK)/trained/training.json: | setup

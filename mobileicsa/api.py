@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.adapter_choice import chosen
+from mobileicsa.artifact.adapter_plan import check_adapting
+from mobileicsa.artifact.adapters import MAX_SATURATION
 from mobileicsa.artifact.build import build
 from mobileicsa.artifact.exported import export_artifact
 from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
@@ -23,8 +27,11 @@ def quantize(
     """Quantise `model` (name, folder, GGUF file or hub id) into the artifact folder `output`; returns its report.
 
     `options` are the further fields of `BuildOptions` (recipe, calibration, effort, targets, seed, resume,
-    budget_bytes, max_ppl_increase, ...).
+    budget_bytes, max_ppl_increase, adapters, merge_adapter, ...).
     """
+    options["adapters"] = tuple(Path(adapter) for adapter in options.get("adapters", ()))
+    if options.get("merge_adapter") is not None:
+        options["merge_adapter"] = Path(options["merge_adapter"])
     if options.get("calibration") is not None:
         options["calibration"] = Path(options["calibration"])
     return build_from(plan_build(BuildOptions(model=model, scheme=scheme, output=Path(output), **options)), progress)
@@ -49,12 +56,22 @@ def export(
     *,
     layers: str | None = None,
     overwrite: bool = False,
+    adapters: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    max_adapter_saturation: float = MAX_SATURATION,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write an artifact's program, or a slice START:STOP of its layers, for another target of `mobileicsa targets`."""
-    return export_artifact(
-        Path(folder), find_target(target), Path(output), progress or Quiet(), layers=layers, overwrite=overwrite
-    )
+    """Write an artifact's program, or a slice START:STOP of its layers, for another target of `mobileicsa targets`.
+
+    `adapters`: names of the artifact's, or folders of new ones, that the program has room for; new ones are looked at
+    on the text of `calibration` (see `artifact.adapter_choice`).
+    """
+    artifact, wanted, shown = Path(folder), find_target(target), progress or Quiet()
+    if adapters:
+        check_adapting([wanted])
+    text = None if calibration is None else Path(calibration)
+    made = chosen(artifact, adapters, text, max_adapter_saturation, shown) if adapters else []
+    return export_artifact(artifact, wanted, Path(output), shown, layers=layers, overwrite=overwrite, adapters=made)
 
 
 def run_method(

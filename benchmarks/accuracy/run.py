@@ -106,6 +106,7 @@ def _row(of: Subject, row: Row) -> dict[str, Any]:
     built = of.steps.ask(f"build-{row.name}", "quantize", *arguments, "--output", folder, "--overwrite")
     entry: dict[str, Any] = {
         **row.facts(),
+        "learned_on": sorted({stage["device"] for stage in built["answer"]["learning"] or ()}),
         "quantize_s": built["wall_s"],
         "quantize_peak_rss_bytes": built["peak_rss_bytes"],
         "texts": {text: _kept(of.perplexity(folder, row.name, "simulator", text)) for text in of.texts},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from mobileicsa.core.errors import Unsupported
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import export_method, method_lengths
 
@@ -27,12 +29,16 @@ INSTALL = "pip install 'mobileicsa[executorch]'"
 MODEL_FILE = "model.pte"
 # Read before the file is loaded: the runtime trusts the weights' part of a .pte and may crash on a damaged one.
 DIGEST_FILE = "model.pte.sha256"
+# Names of the inputs behind the cache, in order, where the program has room for adapters.
+ADAPTER_FILE = "adapter_inputs.json"
 
 
 class ExecutorchBackend:
     """Writes model.pte; both methods read one copy of the weights."""
 
     name = "executorch"
+    compilers = ("executorch", "torchao")
+    adapter_suffix = ".safetensors"
 
     def unavailable(self) -> str | None:
         return None if importlib.util.find_spec("executorch") else f"executorch is not installed: {INSTALL}"
@@ -53,8 +59,17 @@ class ExecutorchBackend:
         _save(lowered, path)
         digest = folder / DIGEST_FILE
         digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
-        size = path.stat().st_size
-        return Written(files=(path, digest), facts={"bytes": size, **facts["decode"], "methods": facts})
+        size, files = path.stat().st_size, [path, digest]
+        factors = list(adapter_inputs(decoder))
+        if factors:
+            files.append(folder / ADAPTER_FILE)
+            (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
+        return Written(files=tuple(files), facts={"bytes": size, **facts["decode"], "methods": facts})
+
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, path)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         from mobileicsa_export.executorch_session import ExecutorchSession

@@ -8,8 +8,20 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from mobileicsa.core.errors import Unsupported
 from mobileicsa_export.executorch_editor import ProgramEditor, only_user, shape
-from mobileicsa_export.executorch_quant import DEQUANTIZE, LinearPass, aten, express_int16, nodes, widen_int4
+from mobileicsa_export.executorch_quant import (
+    DEQUANTIZE,
+    QUANTIZE,
+    ROUNDER,
+    Grid,
+    LinearPass,
+    aten,
+    express_int16,
+    nodes,
+    rounded,
+    widen_int4,
+)
 
 
 def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, int]:
@@ -19,6 +31,7 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
     """
     editor = ProgramEditor(program)
     _drop_annotations(editor)
+    _adapter_products(editor)
     counts = widen_int4(editor)
     counts |= LinearPass(editor, weights).run()
     _gather_from_padded(editor, weights)
@@ -60,6 +73,27 @@ def _core_operators(editor: ProgramEditor) -> None:
         with editor.standing_for(node):
             scalars = [editor.scalar(float(v)) for v in values]  # type: ignore[arg-type]
             editor.replace(node, editor.call(aten.where.self, condition, *scalars))
+
+
+def _adapter_products(editor: ProgramEditor) -> None:
+    """An adapter's factors are inputs, which XNNPACK multiplies in float only: it reads the 8-bit input of its linear
+    as float arithmetic that yields the same grid points, as 16-bit edges have it."""
+    real: dict[fx.Node, fx.Node] = {}
+    for node in nodes(editor, aten.matmul.default):
+        x, factor = node.args
+        assert isinstance(x, fx.Node)
+        assert isinstance(factor, fx.Node)
+        if factor.op != "placeholder" or x.target is not DEQUANTIZE or Grid.of(x).dtype != torch.int8:
+            continue
+        q = x.args[0]
+        if not isinstance(q, fx.Node) or q.target is not QUANTIZE:
+            raise Unsupported(node.name, "an adapter's input is not quantised where it is read")
+        if x not in real:
+            grid = Grid.of(x)
+            with editor.standing_for(node):
+                steps = editor.call(aten.sub.Tensor, rounded(editor, q.args[0], grid), editor.scalar(ROUNDER))
+                real[x] = editor.call(aten.mul.Tensor, steps, editor.scalar(grid.scale))
+        node.replace_input_with(x, real[x])
 
 
 def _gather_from_padded(editor: ProgramEditor, weights: dict[int, Tensor]) -> None:

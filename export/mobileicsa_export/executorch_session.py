@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from mobileicsa.core.errors import VerificationError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
+from mobileicsa.io.json_file import read_json
+from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, identity, sha256
+from mobileicsa_export.executorch import ADAPTER_FILE, DIGEST_FILE, MODEL_FILE, identity, sha256
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("prefill", "decode")
+DTYPES = {1: torch.int8, 6: torch.float32}  # ExecuTorch's scalar types
 
 
 class ExecutorchSession:
@@ -41,9 +44,16 @@ class ExecutorchSession:
             self._methods: dict[str, Any] = {name: self._program.load_method(name) for name in METHODS}
         except (RuntimeError, ValueError) as error:
             raise VerificationError(f"{path}: ExecuTorch cannot load it: {error}", hint="export it again") from error
-        inputs = self._methods["decode"].metadata.num_inputs()
-        if inputs != 2 + 2 * spec.num_layers:
-            raise VerificationError(f"{path}: method decode has {inputs} inputs, the model {2 + 2 * spec.num_layers}")
+        metadata, own = self._methods["decode"].metadata, 2 + 2 * spec.num_layers
+        self._adapter_inputs = _adapter_inputs(folder / ADAPTER_FILE)
+        if metadata.num_inputs() != own + len(self._adapter_inputs):
+            raise VerificationError(
+                f"{path}: method decode has {metadata.num_inputs()} inputs, the model {own}, its adapters "
+                f"{len(self._adapter_inputs)}"
+            )
+        infos = [metadata.input_tensor_meta(own + index) for index in range(len(self._adapter_inputs))]
+        self._zeros = [torch.zeros(tuple(info.sizes()), dtype=DTYPES[info.dtype()]) for info in infos]
+        self._factors = self._zeros
         self._open.add(self)
 
     def run(
@@ -53,10 +63,21 @@ class ExecutorchSession:
             torch.from_numpy(np.ascontiguousarray(token_ids, dtype=np.int64)),
             torch.tensor([position]),
             *(torch.from_numpy(np.ascontiguousarray(array)) for array in cache),
+            *self._factors,
         )
         # Copied by numpy: PyTorch would copy the logits with threads that go on spinning, on cores the next call needs.
         logits, *rows = self._methods[method]._method(arguments, clone_outputs=False)
         return logits.numpy().copy(), [row.numpy().copy() for row in rows]
+
+    def use_adapter(self, file: Path | None) -> None:
+        self._factors = self._zeros if file is None else self._read(file)
+
+    def _read(self, file: Path) -> list[torch.Tensor]:
+        tensors = read_tensors(file)
+        for name, zeros in zip(self._adapter_inputs, self._zeros, strict=True):
+            if name not in tensors or tensors[name].shape != zeros.shape or tensors[name].dtype != zeros.dtype:
+                raise VerificationError(f"{file}: {name} is missing or of another shape", hint="export it again")
+        return [tensors[name] for name in self._adapter_inputs]
 
     def close(self) -> None:
         self._methods = {}
@@ -74,6 +95,16 @@ class ExecutorchSession:
             logger.warning("threads stay as they are: another ExecuTorch session is open")
             return
         portable_lib._unsafe_reset_threadpool(threads)
+
+
+def _adapter_inputs(path: Path) -> list[str]:
+    """Names of the adapters' factors in the order of the inputs; none where the program has no room for them."""
+    if not path.is_file():
+        return []
+    names = read_json(path).get("inputs")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise VerificationError(f"{path}: field inputs is no list of names", hint="export it again")
+    return names
 
 
 def _check_identity(path: Path, program: Any, spec: ModelSpec, target: Target) -> None:

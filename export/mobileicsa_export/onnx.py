@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
+from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import export_method, input_names, method_lengths, output_names
 from mobileicsa.program.qdq import QdqEdge, QuantLinear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import Tensor
 
     from mobileicsa_export.onnx_session import Numerics
 
@@ -31,6 +34,7 @@ class OnnxBackend:
     """Writes model.onnx (decode), model_prefill.onnx, the weights of both in model.onnx.data, and encodings for QNN."""
 
     name = "onnx"
+    adapter_suffix = ".onnx_adapter"
 
     def unavailable(self) -> str | None:
         missing = [m for m in ("onnx", "onnxruntime", "onnxscript", "onnx_ir") if importlib.util.find_spec(m) is None]
@@ -41,19 +45,21 @@ class OnnxBackend:
         import onnx_ir as ir
 
         from mobileicsa_export.encodings import write_encodings
+        from mobileicsa_export.onnx_adapter import make_optional
         from mobileicsa_export.onnx_data import SharedData
         from mobileicsa_export.onnx_graph import convert, to_qdq_form
         from mobileicsa_export.onnx_load import load_graph
         from mobileicsa_export.onnx_names import rename
 
         folder.mkdir(parents=True, exist_ok=True)
-        bits = _stored_bits(decoder, target)
+        bits, factors = _stored_bits(decoder, target), adapter_inputs(decoder)
         facts: dict[str, Any] = {"opset": target.opset}
         with SharedData(folder / DATA_FILE) as data:
             for method in method_lengths(target):
                 model = convert(export_method(decoder, target, method), target.opset)
                 to_qdq_form(model, bits)
-                rename(model, input_names(decoder.spec), output_names(decoder.spec))
+                rename(model, [*input_names(decoder.spec), *factors], output_names(decoder.spec))
+                make_optional(model.graph, factors)
                 facts[method] = _facts(model)
                 _describe(model, method, {**metadata, "target": target.name})
                 data.move(model)
@@ -67,6 +73,11 @@ class OnnxBackend:
             graphs = [load_graph(folder / name).graph for name in MODEL_FILES.values()]
             files += write_encodings(decoder, graphs, folder)
         return Written(files=files, facts=facts)
+
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
+        from mobileicsa_export.onnx_adapter import write_adapter
+
+        write_adapter(path, inputs)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         return _open(folder, spec, target, threads, "fast")

@@ -11,6 +11,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.program.methods import input_names, output_names
 from mobileicsa_export.onnx import METADATA_KEYS
+from mobileicsa_export.onnx_adapter import optional_inputs
 
 
 def check_identity(path: Path, model: ir.Model, spec: ModelSpec, method: str) -> None:
@@ -20,8 +21,9 @@ def check_identity(path: Path, model: ir.Model, spec: ModelSpec, method: str) ->
         raise VerificationError(f"{path}: lacks its metadata {sorted(METADATA_KEYS - set(facts))}: is it whole?")
     if facts["method"] != method:
         raise VerificationError(f"{path}: holds the method {facts['method']}, expected {method}")
+    optional = optional_inputs(graph)  # factors of adapters, behind all others
     found = ([i.name for i in graph.inputs], [o.name for o in graph.outputs])
-    if found != (input_names(spec), output_names(spec)):
+    if found != ([*input_names(spec), *optional], output_names(spec)):
         raise VerificationError(f"{path}: its inputs and outputs are not those of this {spec.num_layers}-layer model")
     shape = graph.outputs[0].shape
     vocabulary = shape[-1] if shape is not None else None

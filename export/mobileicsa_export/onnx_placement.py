@@ -69,7 +69,8 @@ def _is_weight(value: ir.Value | None) -> bool:
         and producer.op_type in (*BOUNDARIES, "Transpose")
     ):
         value = producer.inputs[0]
-    return value is not None and value.is_initializer()
+    # An optional input is an adapter's factor: the zeros that it starts as are no weight.
+    return value is not None and value.is_initializer() and not value.is_graph_input()
 
 
 def _kind(kernel: Kernel) -> str:

@@ -19,6 +19,7 @@ from mobileicsa.io.cores import physical_cores
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import input_names
 from mobileicsa_export.onnx import MODEL_FILES
+from mobileicsa_export.onnx_adapter import with_adapter
 from mobileicsa_export.onnx_identity import check_identity, check_target
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_lowering import Kernels, lower
@@ -83,6 +84,7 @@ class OnnxSession:
     ) -> None:
         self._names = input_names(spec)
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._adapter: tuple[ort.RunOptions | None, ort.LoraAdapter | None] = (None, None)
         for method, file in MODEL_FILES.items():
             check_identity(folder / file, load_graph(folder / file), spec, method)
             self._sessions[method] = start(folder / file, threads=threads, numerics=numerics)
@@ -98,10 +100,14 @@ class OnnxSession:
     ) -> tuple[NDArray[np.float32], list[Array]]:
         values = (token_ids, np.array([position], dtype=np.int64), *cache)
         try:
-            logits, *rows = self._sessions[method].run(None, dict(zip(self._names, values, strict=True)))
+            feeds = dict(zip(self._names, values, strict=True))
+            logits, *rows = self._sessions[method].run(None, feeds, self._adapter[0])
         except Exception as error:
             raise InputError(f"{MODEL_FILES[method]}: ONNX Runtime refuses the inputs: {error}") from error
         return logits, rows
+
+    def use_adapter(self, file: Path | None) -> None:
+        self._adapter = (None, None) if file is None else with_adapter(file)
 
     def close(self) -> None:
         self._sessions.clear()

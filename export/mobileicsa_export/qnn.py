@@ -38,6 +38,7 @@ class QnnHtpBackend:
     """Writes decode_ctx.onnx and prefill_ctx.onnx, each with its context binary, and shared/ with both in one."""
 
     name = "qnn-htp"
+    compilers = ("onnxruntime-qnn",)
     target = "qnn-htp-v75"
 
     def unavailable(self) -> str | None:

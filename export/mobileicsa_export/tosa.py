@@ -24,6 +24,7 @@ class TosaBackend:
     """Writes a folder of `.tosa` shards: the whole method, look-ups of tables included, without a real number."""
 
     name = "tosa"
+    compilers = ("tosa-tools",)
     resumes = True
 
     def unavailable(self) -> str | None:

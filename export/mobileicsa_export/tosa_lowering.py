@@ -191,8 +191,15 @@ class _Lowering:
         """Whether an operator works on the program's own integers."""
         return any(isinstance(self.values[node], Integers) for node in nodes)
 
+    def _operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Both operands of a sum or a product; a bare number has no encoding."""
+        for operand in arguments(node):
+            if not isinstance(operand, fx.Node):
+                raise Unsupported(node.name, f"{operand} is a number without an encoding")
+        return arguments(node)
+
     def _sum(self, node: fx.Node) -> Value:
-        a, b = arguments(node)
+        a, b = self._operands(node)
         if node.kwargs.get("alpha", 1) != 1:
             raise Unsupported(node.name, "a summand has a factor, alpha")
         subtract = node.target is aten.sub.Tensor
@@ -202,7 +209,7 @@ class _Lowering:
         return self.arithmetic.add(self.values[a], self.values[b], node.name, subtract=subtract)
 
     def _product(self, node: fx.Node) -> Value:
-        a, b = (self.values[n] for n in arguments(node))
+        a, b = (self.values[n] for n in self._operands(node))
         return self.arithmetic.multiply(a, b, node.name)
 
     def _total(self, node: fx.Node) -> Value:

@@ -46,6 +46,7 @@ class EthosUBackend:
     """Writes the `tosa` back end's shards and Vela's command streams for `target.device`."""
 
     name = "ethos-u"
+    compilers = ("tosa-tools", "ethos-u-vela")
     resumes = True
     compiles_only = (
         "compiles for an NPU; the same operators run on Arm's reference model with target tosa, the .npz on a device"

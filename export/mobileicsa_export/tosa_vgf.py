@@ -28,6 +28,7 @@ class VgfBackend:
     """Writes the `tosa` back end's shards and a .vgf of each."""
 
     name = "vgf"
+    compilers = ("tosa-tools", "ai-ml-sdk-model-converter")
     resumes = True
     compiles_only = "converts for Vulkan; the same operators run on Arm's reference model with target tosa"
 

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from mobileicsa.artifact import layout
+from mobileicsa.artifact.adapters import facts_file, prepare, tensors_file
 from mobileicsa.artifact.calibration import calibration_windows
 from mobileicsa.artifact.exported import target_json, write_backend
 from mobileicsa.artifact.golden import record, record_greedy
@@ -30,7 +31,8 @@ from mobileicsa.io.machine import peak_memory
 from mobileicsa.io.paths import public_name
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.load import FloatWeights
-from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.adapters import PlanAdapter
+from mobileicsa.program.frozen import FrozenModel, build_adapted
 from mobileicsa.quantize.pipeline import Result, quantize_model
 from mobileicsa.quantize.steps import Progress
 
@@ -74,6 +76,7 @@ def _manifest_facts(plan: BuildPlan) -> dict[str, Any]:
         "run": plan.run_id,
         "default_target": plan.targets[0].name,
         "targets": {target.name: target_json(target) for target in plan.targets},
+        **({"adapters": [adapter.name for adapter in plan.adapters]} if plan.adapters else {}),
     }
 
 
@@ -83,6 +86,7 @@ class _Build:
     def __init__(self, plan: BuildPlan, staging: Staging, progress: Progress) -> None:
         self.plan, self.staging, self.progress = plan, staging, progress
         self.stages: list[dict[str, Any]] = []
+        self.adapters: list[PlanAdapter] = []
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
@@ -93,7 +97,9 @@ class _Build:
         windows, calibration = self._timed("calibration text", lambda: self._calibration(tokenizer))
         result: Result = self._timed("quantise", lambda: self._quantize(windows))
         self._write_model(result)
-        exported = self._export(FrozenModel(result.plan, result.tensors))
+        model = FrozenModel(result.plan, result.tensors)
+        self.adapters = self._timed("adapters", lambda: self._adapt(model, result.basis, windows))
+        exported = self._export(model)
         self._write_rest(result)
         if plan.limits is not None:
             result.report["mixed"]["measured"] = self._timed("held-out perplexity", self._increase)
@@ -137,35 +143,49 @@ class _Build:
     def _write_model(self, result: Result) -> None:
         self.staging.write_tensors(layout.WEIGHTS, result.tensors)
         self.staging.write_json(layout.PLAN, result.plan.to_json())
+        self.staging.write_tensors(layout.BASIS, result.basis)
+
+    def _adapt(self, model: FrozenModel, basis: dict[str, Tensor], windows: Tensor) -> list[PlanAdapter]:
+        plan = self.plan
+        limit = plan.options.max_adapter_saturation
+        # Of a run before, with other adapters.
+        shutil.rmtree(self.staging.folder / layout.ADAPTERS, ignore_errors=True)
+        adapters = prepare(model, basis, plan.adapters, windows.tolist(), limit, self.progress)
+        for adapter in adapters:
+            self.staging.write_tensors(tensors_file(adapter.name), adapter.tensors)
+            self.staging.write_json(facts_file(adapter.name), adapter.facts)
+        return adapters
 
     def _export(self, model: FrozenModel) -> dict[str, Any]:
         exported: dict[str, Any] = {}
+        run = " ".join([self.plan.run_id, *(adapter.sha256 for adapter in self.plan.adapters)])
         first = self.plan.targets[0].name
         for target in self.plan.targets:
             decoder = None
             for name in target.backends:
                 subfolder = layout.backend_folder(target.name, name, first)
                 stage = f"export-{target.name}-{name}"
-                facts = self._finished_export(stage, subfolder)
+                facts = self._finished_export(stage, run, subfolder)
                 if facts is None:
                     # A killed run may have left files here that the exporter does not replace.
                     shutil.rmtree(self.staging.folder / subfolder, ignore_errors=True)
-                    decoder = decoder or build_decoder(model, primitive=target.nonlinear == "primitive")
+                    decoder = decoder or build_adapted(model, self.adapters, primitive=target.nonlinear == "primitive")
                     tick = self.progress.step(f"write {name} for {target.name}", 1)
-                    write = partial(write_backend, decoder, target, name, self.staging.folder / subfolder, model.plan)
+                    folder = self.staging.folder / subfolder
+                    write = partial(write_backend, decoder, target, name, folder, model.plan, self.adapters)
                     facts = self._timed(stage, write)
                     tick()
-                    self.staging.stages.save(stage, self.plan.run_id, {}, facts)
+                    self.staging.stages.save(stage, run, {}, facts)
                 exported.setdefault(target.name, {})[name] = {
                     "files": {file: row["bytes"] for file, row in facts["files"].items()},
                     "facts": facts["facts"],
                 }
         return exported
 
-    def _finished_export(self, stage: str, subfolder: str) -> dict[str, Any] | None:
+    def _finished_export(self, stage: str, run: str, subfolder: str) -> dict[str, Any] | None:
         """Facts of an export that an interrupted run completed and whose files are still whole."""
         store, folder = self.staging.stages, self.staging.folder / subfolder
-        if not store.done(stage, self.plan.run_id):
+        if not store.done(stage, run):
             return None
         _, facts = store.load(stage)
         for name, row in facts["files"].items():
@@ -234,6 +254,8 @@ class _Build:
             "effort": plan.options.effort,
             "seed": plan.options.seed,
             "calibration": calibration,
+            "adapters": {adapter.name: adapter.facts for adapter in self.adapters},
+            "merged_adapter": None if plan.merged is None else plan.merged.name,
             "prefix": {
                 "ids": prefix_ids,
                 "text": [tokenizer.token(i) for i in prefix_ids],

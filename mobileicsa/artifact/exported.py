@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact import layout
+from mobileicsa.artifact.adapter_plan import check_adapting
 from mobileicsa.artifact.model import read_checked
-from mobileicsa.core.errors import InputError
+from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
@@ -17,9 +19,10 @@ from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.paths import check_output, inside
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.decoder import Decoder
-from mobileicsa.program.backend import ResumableBackend, find_backend
+from mobileicsa.program.adapters import PlanAdapter, padded
+from mobileicsa.program.backend import AdaptingBackend, ResumableBackend, find_backend
 from mobileicsa.program.delegation import delegation, of_all
-from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.frozen import FrozenModel, build_adapted
 from mobileicsa.program.slices import parse_layers, slice_layers
 from mobileicsa.program.targets import check_scheme, check_size, fitting
 from mobileicsa.quantize.packed import packed_bytes
@@ -29,8 +32,11 @@ TARGET_FILE = "target.json"  # written last: an exported folder without it is no
 EXPORT_FILE = "export.json"  # what the command answered; size and SHA-256 of every file among it
 
 
-def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, plan: QuantPlan) -> dict[str, Any]:
-    """Lower a decoder with one back end; returns {"files": {name: {bytes, sha256}}, "facts": {...}}."""
+def write_backend(
+    decoder: Decoder, target: Target, name: str, folder: Path, plan: QuantPlan, adapters: Sequence[PlanAdapter] = ()
+) -> dict[str, Any]:
+    """Lower a decoder, which has room for the adapters, with one back end, and write them beside it; returns
+    {"files": {name: {bytes, sha256}}, "facts": {...}}."""
     metadata = {
         "bos_id": plan.spec.bos_id,
         "eos_ids": list(plan.spec.eos_ids),
@@ -42,10 +48,16 @@ def write_backend(decoder: Decoder, target: Target, name: str, folder: Path, pla
     written = back_end.write(decoder, target, folder, metadata)
     # A back end that had to compile to know its facts need not do so again.
     placement = written.facts.get("placement") or back_end.placement(folder, target)
+    paths = list(written.files)
+    for adapter in adapters:
+        assert isinstance(back_end, AdaptingBackend)
+        paths.append(layout.adapter_file(folder, adapter.name, back_end.adapter_suffix))
+        paths[-1].parent.mkdir(exist_ok=True)
+        back_end.write_adapter(padded(adapter, decoder), paths[-1])
     facts = {**written.facts, **delegation(written.facts, placement), "placement": placement}
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in written.files
+        for path in paths
     }
     return {"files": files, "facts": json.loads(json.dumps(facts))}
 
@@ -58,23 +70,29 @@ def export_artifact(
     *,
     layers: str | None = None,
     overwrite: bool = False,
+    adapters: Sequence[PlanAdapter] = (),
 ) -> dict[str, Any]:
     """Write a finished artifact's program for another target into a new folder `output`; returns its facts.
 
-    `layers` START:STOP writes a slice of the model (see `program.slices`). An interrupted export goes on where a back
-    end can.
+    `layers` START:STOP writes a slice of the model (see `program.slices`), which no adapter fits. An interrupted export
+    goes on where a back end can.
     """
     check_output(output, folder, overwrite=overwrite)
     _, frozen = read_checked(folder)
+    if adapters:
+        check_adapting([target])
+    if layers is not None and adapters:
+        raise UsageError("--layers and --adapter: an adapter is of the whole model")
     if layers is not None:
         frozen = slice_layers(frozen, parse_layers(layers, frozen.plan.spec.num_layers))
     target = fitting(target, frozen.plan.spec)
     check_scheme(frozen.plan.scheme, target)
     check_size(target, packed_bytes(frozen.plan.spec, {name: w.bits for name, w in frozen.plan.weights.items()}))
-    run = "export" + sha256_bytes(repr((sha256_file(folder / layout.MANIFEST), target, layers)).encode())[:10]
+    facts_of = (sha256_file(folder / layout.MANIFEST), target, layers, [a.facts for a in adapters])
+    run = "export" + sha256_bytes(repr(facts_of).encode())[:10]
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
     with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
-        facts = write_target(frozen, target, staging.folder, progress)
+        facts = write_target(frozen, target, staging.folder, progress, adapters)
         staging.write_json(EXPORT_FILE, facts)
         staging.write_json(TARGET_FILE, target_json(target))
         staging.commit(overwrite=overwrite)
@@ -97,15 +115,18 @@ def damage(exported: Path) -> str | None:
     return None
 
 
-def write_target(frozen: FrozenModel, target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
+def write_target(
+    frozen: FrozenModel, target: Target, folder: Path, progress: Progress, adapters: Sequence[PlanAdapter] = ()
+) -> dict[str, Any]:
     """Every back end of a target, each into its sub-folder."""
-    decoder = build_decoder(frozen, primitive=target.nonlinear == "primitive")
+    decoder = build_adapted(frozen, adapters, primitive=target.nonlinear == "primitive")
     written = {}
     for name in target.backends:
         tick = progress.step(f"write {name} for {target.name}", 1)
-        written[name] = write_backend(decoder, target, name, folder / name, frozen.plan)
+        written[name] = write_backend(decoder, target, name, folder / name, frozen.plan, adapters)
         tick()
-    return {"target": target.name, **of_all({n: w["facts"] for n, w in written.items()}), "backends": written}
+    told = {"adapters": {adapter.name: adapter.facts for adapter in adapters}} if adapters else {}
+    return {"target": target.name, **told, **of_all({n: w["facts"] for n, w in written.items()}), "backends": written}
 
 
 def target_json(target: Target) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mobileicsa.io import staging
 
@@ -18,6 +19,8 @@ MANIFEST = staging.MANIFEST  # written last: without it a folder is not an artif
 GOLDEN = "golden/vectors.safetensors"
 GREEDY = "golden/greedy.json"
 ENCODINGS = "encodings"
+BASIS = "basis.safetensors"  # read only where an adapter follows
+ADAPTERS = "adapters"
 
 # Bytes 0..MAX of JSON files of ours; a plan of a 100-layer model has about 20 MB of edges.
 MAX_JSON_BYTES = 256 << 20
@@ -26,6 +29,11 @@ MAX_JSON_BYTES = 256 << 20
 def backend_folder(target: str, backend: str, first_target: str) -> str:
     """The first target's files lie at the top (onnx/, executorch/), further ones under targets/<name>/."""
     return backend if target == first_target else f"targets/{target}/{backend}"
+
+
+def adapter_file(backend_files: Path, name: str, suffix: str) -> Path:
+    """An adapter as a back end reads it, among the back end's files."""
+    return backend_files / ADAPTERS / f"{name}{suffix}"
 
 
 def runtime_files(files: Mapping[str, int]) -> dict[str, int]:

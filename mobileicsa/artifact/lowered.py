@@ -24,12 +24,14 @@ from mobileicsa.artifact.model import (
     is_artifact,
     load_model,
     read_checked,
+    read_checked_adapters,
     target_of,
 )
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
-from mobileicsa.program.backend import cannot_run, find_backend
+from mobileicsa.io.lock import OutputLock
+from mobileicsa.program.backend import CompiledBackend, cannot_run, find_backend
 from mobileicsa.program.slices import parse_layers, slice_layers
 from mobileicsa.program.targets import find_target, fitting, target_of_backend
 from mobileicsa.quantize.steps import Progress
@@ -49,27 +51,43 @@ def cache_folder() -> Path:
 class Lowered:
     """One artifact, or the slice START:STOP of its layers, for one target and one of its back ends."""
 
-    def __init__(self, folder: Path, backend: str, target: str | None = None, layers: str | None = None) -> None:
-        """`target` None: one of the artifact's, or else the one that this back end is for.
+    def __init__(
+        self,
+        folder: Path,
+        backend: str,
+        target: str | None = None,
+        layers: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        """`target` None: one of the artifact's, or else the one that this back end is for. `adapter`: the one of the
+        artifact's with which the model begins; the program then has room for all of them.
 
         InputError, UsageError: no such back end, target or slice.
         """
-        self.folder, self.backend, self.layers = folder, backend, layers
+        self.folder, self.backend, self.layers, self.adapter = folder, backend, layers, adapter
         if backend != SIMULATOR:
             find_backend(backend)
         manifest, frozen = read_checked(folder)
+        self.adapters = [] if adapter is None else read_checked_adapters(folder, manifest)
         spec = frozen.plan.spec
         kept = range(spec.num_layers) if layers is None else parse_layers(layers, spec.num_layers)
         self.frozen = slice_layers(frozen, kept)
         self.target = fitting(_target(manifest, backend, target), spec)
         made = manifest["targets"].get(self.target.name, {"backends": []})
         self.exported = len(kept) == spec.num_layers and backend in made["backends"]
-        facts = (sha256_file(folder / layout.MANIFEST), self.target, backend, kept, version("mobileicsa"))
+        tools = [(name, version(name)) for name in ("mobileicsa", *_compilers(backend))]
+        facts = (sha256_file(folder / layout.MANIFEST), self.target, backend, kept, tools, bool(adapter))
         self.files = cache_folder() / "lowered" / sha256_bytes(repr(facts).encode())[:16]
 
     def simulator(self) -> QuantizedModel:
         """The reference: the same program, run by the simulator."""
-        return QuantizedModel.of_frozen(self.folder, self.frozen, self.target, SIMULATOR)
+        return self._begun(
+            QuantizedModel.of_frozen(self.folder, self.frozen, self.target, SIMULATOR, adapters=self.adapters)
+        )
+
+    def _begun(self, model: QuantizedModel) -> QuantizedModel:
+        model.use_adapter(self.adapter)
+        return model
 
     def open(self, progress: Progress, *, threads: int | None = None) -> QuantizedModel:
         """The model on its back end: the artifact's own files, or lowered before if it was not yet.
@@ -80,30 +98,52 @@ class Lowered:
             return self.simulator()
         if self.exported:
             return QuantizedModel.from_pretrained(
-                self.folder, backend=self.backend, target=self.target.name, threads=threads
+                self.folder, backend=self.backend, target=self.target.name, threads=threads, adapter=self.adapter
             )
         reason = cannot_run(self.backend)
         if reason is not None:
             raise EnvironmentFault(f"--backend {self.backend}: {reason}")
         self._lower(progress)
         files = self.files / self.backend
-        return QuantizedModel.of_frozen(
-            self.folder, self.frozen, self.target, self.backend, files=files, threads=threads
+        model = QuantizedModel.of_frozen(
+            self.folder,
+            self.frozen,
+            self.target,
+            self.backend,
+            files=files,
+            threads=threads,
+            adapters=self.adapters,
         )
+        return self._begun(model)
 
     def _lower(self, progress: Progress) -> None:
-        """Make the cache entry where there is none, or a damaged one."""
-        wrong = damage(self.files) if self.files.exists() else "new"
-        if wrong is None:
-            return
-        if wrong != "new":
-            log.warning("%s: %s; it is made again", self.files, wrong)
-        alone = replace(self.target, backends=(self.backend,))
-        try:
-            export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True)
-        except EnvironmentFault as error:
-            hint = f"{CACHE} names another folder for what is lowered; another run may be at work in this one"
-            raise EnvironmentFault(error.message, hint=hint) from error
+        """Make the cache entry where there is none, or a damaged one; a run that makes it already is waited for."""
+        with OutputLock(self.files.with_suffix(".made"), waits=True):
+            wrong = damage(self.files) if self.files.exists() else "new"
+            if wrong is None:
+                return
+            if wrong != "new":
+                log.warning("%s: %s; it is made again", self.files, wrong)
+            alone = replace(self.target, backends=(self.backend,))
+            try:
+                export_artifact(
+                    self.folder,
+                    alone,
+                    self.files,
+                    progress,
+                    layers=self.layers,
+                    overwrite=True,
+                    adapters=self.adapters,
+                )
+            except EnvironmentFault as error:
+                hint = f"{CACHE} names another folder for what is lowered"
+                raise EnvironmentFault(error.message, hint=hint) from error
+
+
+def _compilers(backend: str) -> tuple[str, ...]:
+    """Installed distributions whose versions the files depend on."""
+    made = find_backend(backend) if backend != SIMULATOR else None
+    return made.compilers if isinstance(made, CompiledBackend) and made.unavailable() is None else ()
 
 
 def _target(manifest: dict[str, Any], backend: str, name: str | None) -> Target:
@@ -121,12 +161,18 @@ def _target(manifest: dict[str, Any], backend: str, name: str | None) -> Target:
 
 
 def open_for(
-    name: str, backend: str | None, progress: Progress, *, target: str | None = None, threads: int | None = None
+    name: str,
+    backend: str | None,
+    progress: Progress,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    adapter: str | None = None,
 ) -> QuantizedModel | FloatModel:
     """As `load_model`, but an artifact that was not exported for this back end or target is lowered for it first."""
     if is_artifact(name) and backend != FLOAT:
         manifest, asked = read_manifest(Path(name)), backend or SIMULATOR
         made = manifest["targets"].get(target or manifest["default_target"])
         if made is None or asked not in (SIMULATOR, *made["backends"]):
-            return Lowered(Path(name), asked, target).open(progress, threads=threads)
-    return load_model(name, backend, target=target, threads=threads)
+            return Lowered(Path(name), asked, target, adapter=adapter).open(progress, threads=threads)
+    return load_model(name, backend, target=target, threads=threads, adapter=adapter)

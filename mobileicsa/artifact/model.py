@@ -1,4 +1,4 @@
-"""`QuantizedModel` and `FloatModel`: one interface for everything that generates text or is measured."""
+"""`QuantizedModel` beside `FloatModel`: one interface for everything that generates text or is measured."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import torch
 from torch import Tensor
 
 from mobileicsa.artifact import layout
+from mobileicsa.artifact.adapters import names_in, read_prepared
+from mobileicsa.artifact.float_model import FLOAT, FloatModel
 from mobileicsa.artifact.generates import Generates
 from mobileicsa.artifact.manifest import check_files, read_manifest, require_files
 from mobileicsa.artifact.tokenizer import Tokenizer
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError, VerificationError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
-from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
-from mobileicsa.models.branches import branch_logits
-from mobileicsa.models.load import load_decoder, read_spec
+from mobileicsa.program.adapters import PlanAdapter
 from mobileicsa.program.backend import ExactBackend, find_backend
-from mobileicsa.program.frozen import FrozenModel, build_decoder
+from mobileicsa.program.frozen import FrozenModel, build_adapted
 from mobileicsa.program.generate import TokenRunner
-from mobileicsa.program.methods import empty_cache
 from mobileicsa.program.simulator import SimulatorSession, sequence_logits
 
-SIMULATOR, FLOAT = "simulator", "float"
+__all__ = ["FLOAT", "SIMULATOR", "FloatModel", "QuantizedModel", "load_model"]
+
+SIMULATOR = "simulator"
 
 
 class QuantizedModel(Generates):
@@ -63,16 +64,19 @@ class QuantizedModel(Generates):
         target: str | None = None,
         threads: int | None = None,
         exact: bool = False,
+        adapter: str | None = None,
     ) -> QuantizedModel:
         """Open an artifact. Its files are checked against the manifest first.
 
-        `exact`: on an `ExactBackend`, the simulator's own arithmetic instead of the fast kernels.
+        `exact`: on an `ExactBackend`, the simulator's own arithmetic instead of the fast kernels. `adapter`: one of
+        the artifact's, to begin with (see `use_adapter`).
         Raises InputError (not an artifact), VerificationError (damaged), EnvironmentFault (back end not installed).
         """
         folder = Path(folder)
         manifest, frozen = read_checked(folder)
         model = cls(folder, frozen.plan, target_of(manifest, target), manifest, backend)
-        model._open(frozen, threads, exact)
+        model._open(frozen, threads, exact, read_checked_adapters(folder, manifest))
+        model.use_adapter(adapter)
         return model
 
     @classmethod
@@ -85,25 +89,54 @@ class QuantizedModel(Generates):
         *,
         files: Path | None = None,
         threads: int | None = None,
+        adapters: Sequence[PlanAdapter] = (),
     ) -> QuantizedModel:
         """A frozen model with the tokenizer of `folder`; a back end reads what it wrote from `files`. Unchecked."""
         model = cls(folder, frozen.plan, target, {}, backend, files)
-        model._open(frozen, threads, False)
+        model._open(frozen, threads, False, adapters)
         return model
 
-    def _open(self, frozen: FrozenModel, threads: int | None, exact: bool) -> None:
+    def _open(self, frozen: FrozenModel, threads: int | None, exact: bool, adapters: Sequence[PlanAdapter]) -> None:
         self.frozen = frozen
-        prefix = frozen.prefix_cache()
-        self.prefix_logits = frozen.tensors.get("prefix.logits")
-        self.prefix_rows = prefix
+        self.adapters = {adapter.name: adapter for adapter in adapters}
+        self.adapter: str | None = None
         if self.backend == SIMULATOR:
-            decoder = build_decoder(frozen, primitive=self.target.nonlinear == "primitive")
+            decoder = build_adapted(frozen, adapters, primitive=self.target.nonlinear == "primitive")
             self.session: Any = SimulatorSession(decoder, self.target)
         else:
             self.session = self._open_backend(threads, exact)
+        self.runner = TokenRunner(self.session, self.target, *self._prefix(frozen))
+
+    def _prefix(self, frozen: FrozenModel) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
+        self.prefix_rows, self.prefix_logits = frozen.prefix_cache(), frozen.tensors.get("prefix.logits")
         logits = None if self.prefix_logits is None else self.prefix_logits.numpy()
-        rows = [rows.numpy() for pair in prefix for rows in pair]
-        self.runner = TokenRunner(self.session, self.target, rows, logits)
+        return [rows.numpy() for pair in self.prefix_rows for rows in pair], logits
+
+    def use_adapter(self, name: str | None) -> None:
+        """Of every following call; None: the base alone. A conversation starts anew.
+
+        InputError where the artifact has no such adapter.
+        """
+        if name is None and self.adapter is None:
+            return
+        adapter = None if name is None else self._adapter(name)
+        if self.backend == SIMULATOR:
+            self.session.use_adapter(adapter)
+        else:
+            suffix = find_backend(self.backend).adapter_suffix  # type: ignore[attr-defined]
+            self.session.use_adapter(None if name is None else layout.adapter_file(self.exported, name, suffix))
+        tensors = self.frozen.tensors if adapter is None else {**self.frozen.tensors, **adapter.prefix}
+        self.runner.restart(*self._prefix(FrozenModel(self.plan, tensors)))
+        self.adapter = name
+
+    def _adapter(self, name: str) -> PlanAdapter:
+        if name not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise InputError(
+                f"--adapter {name}: the artifact has {known}",
+                hint="give adapters to `mobileicsa quantize`, or to `mobileicsa export` for a program with new ones",
+            )
+        return self.adapters[name]
 
     @property
     def exported(self) -> Path:
@@ -176,53 +209,6 @@ class QuantizedModel(Generates):
         self.session.close()
 
 
-class FloatModel(Generates):
-    """The unquantised checkpoint in float32, for comparison."""
-
-    backend = FLOAT
-    prefixed = False
-
-    def __init__(self, name: str, folder_with_tokenizer: Path) -> None:
-        checkpoint = open_checkpoint(name)
-        self.name = name
-        self.identity = checkpoint.identity
-        self.spec = read_spec(checkpoint)
-        self.tokenizer = Tokenizer(folder_with_tokenizer)
-        self.bos_id = self.spec.bos_id
-        self.first = () if self.bos_id is None else (self.bos_id,)
-        self.decoder = load_decoder(checkpoint)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path) -> FloatModel:
-        """Load a checkpoint folder, GGUF file, bundled name or hub id."""
-        with tempfile.TemporaryDirectory() as scratch:
-            open_checkpoint(str(name)).write_tokenizer(Path(scratch))
-            model = cls(str(name), Path(scratch))
-        target = Target(name=FLOAT, description="", backends=(), context=min(2048, model.spec.max_context))
-        rows = [r.numpy() for pair in empty_cache(model.spec, 0, torch.float32) for r in pair]
-        model.runner = TokenRunner(SimulatorSession(model.decoder, target), target, rows, None)
-        return model
-
-    def start_behind(self, prefix: Sequence[int]) -> None:
-        """Predict every text behind these tokens (BOS among them), as the artifact does whose prefix they are."""
-        self.first = tuple(prefix)
-
-    @property
-    def max_window(self) -> int:
-        return self.spec.max_context - max(len(self.first), 1)
-
-    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]:
-        unasked = len(self.first) - (self.bos_id is not None)
-        for rows in sequence_logits(self.decoder, self._fed(ids), None):
-            yield rows[unasked:]
-            unasked = max(unasked - len(rows), 0)
-
-    @torch.no_grad()
-    def branch_logits(self, context: Sequence[int], branches: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Per branch, predictions (len(branch), vocab) of its tokens; `context` may be empty behind BOS only."""
-        return branch_logits(self.decoder, self._behind_bos(context), branches, None)
-
-
 def read_checked(folder: Path) -> tuple[dict[str, Any], FrozenModel]:
     """Manifest, plan and integers of an artifact, whose files are what the manifest says.
 
@@ -239,6 +225,14 @@ def read_checked(folder: Path) -> tuple[dict[str, Any], FrozenModel]:
             hint="the folder mixes two artifacts: copy it again or make it anew",
         )
     return manifest, frozen
+
+
+def read_checked_adapters(folder: Path, manifest: dict[str, Any]) -> list[PlanAdapter]:
+    """The artifact's adapters, whose files are what the manifest says."""
+    names = names_in(manifest)
+    if names:
+        require_files(folder, manifest, layout.ADAPTERS + "/")
+    return read_prepared(folder, names)
 
 
 def read_frozen(folder: Path) -> FrozenModel:
@@ -261,13 +255,23 @@ def is_artifact(name: str) -> bool:
 
 
 def load_model(
-    name: str, backend: str | None = None, *, target: str | None = None, threads: int | None = None
+    name: str,
+    backend: str | None = None,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    adapter: str | None = None,
 ) -> QuantizedModel | FloatModel:
-    """An artifact folder on a back end (default simulator) and target (default its first), or a checkpoint in float."""
+    """An artifact folder on a back end (default simulator) and target (default its first), with one of its adapters
+    if it is named, or a checkpoint in float."""
     if is_artifact(name):
         if backend == FLOAT:
             raise UsageError(f"{name}: is an artifact", hint="--backend float takes the original model")
-        return QuantizedModel.from_pretrained(name, backend=backend or SIMULATOR, target=target, threads=threads)
+        return QuantizedModel.from_pretrained(
+            name, backend=backend or SIMULATOR, target=target, threads=threads, adapter=adapter
+        )
+    if adapter is not None:
+        raise UsageError(f"{name}: is not an artifact, --adapter {adapter} needs one", hint="quantize it first")
     if target is not None:
         raise UsageError(f"{name}: is not an artifact, --target {target} needs one", hint="quantize it first")
     if backend not in (None, FLOAT):

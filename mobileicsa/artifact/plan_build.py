@@ -12,14 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact.accumulators import check_accumulators
+from mobileicsa.artifact.adapter_plan import base_notes, merge, plan_adapters
+from mobileicsa.artifact.adapters import MAX_SATURATION
 from mobileicsa.artifact.duration import expected_seconds
 from mobileicsa.artifact.effort import fitting_recipe, scaled
 from mobileicsa.artifact.needs import estimate, saving_memory
 from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
 from mobileicsa.calibrate.text import read_text
-from mobileicsa.core.errors import EnvironmentFault, InputError, SchemeError, UsageError
-from mobileicsa.core.plan import WeightEncoding
+from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
@@ -27,6 +29,7 @@ from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.io.hashing import sha256_bytes
 from mobileicsa.io.machine import available_memory, free_disk, require_memory
 from mobileicsa.io.paths import check_output
+from mobileicsa.models.adapter import PeftAdapter
 from mobileicsa.models.load import check_tensors, read_spec
 from mobileicsa.program.backend import backends
 from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, check_size, find_target, fitting
@@ -34,8 +37,6 @@ from mobileicsa.quantize.budget import Limits
 from mobileicsa.quantize.packed import PROMOTED_BITS
 from mobileicsa.quantize.recipe import Recipe, codes_for, from_text, load_recipe, stages_for, windows_of
 
-INT32_MAX = 2**31 - 1
-ACTIVATION_STEPS = 255  # largest distance of an 8-bit integer from its zero point
 DEFAULT_RECIPE = "learned"
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ class BuildOptions:
     strict: bool = False
     budget_bytes: int | None = None  # 4-bit schemes only, as the next
     max_ppl_increase: float | None = None
+    adapters: Sequence[Path] = ()
+    merge_adapter: Path | None = None
+    max_adapter_saturation: float = MAX_SATURATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class BuildPlan:
     memory_bytes: int
     disk_bytes: int
     run_id: str
+    adapters: tuple[PeftAdapter, ...] = ()
+    merged: PeftAdapter | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +109,8 @@ class BuildPlan:
             "ignored_config": list(self.checkpoint.ignored),
             "unread_tensors": self.unread_tensors,
             "notes": self.notes,
+            "adapters": [adapter.name for adapter in self.adapters],
+            "merged_adapter": None if self.merged is None else self.merged.name,
         }
 
     @property
@@ -139,6 +147,7 @@ class BuildPlan:
         steps += [f"learn for {stage.steps} steps {scopes[stage.scope]}" for stage in self.recipe.learn]
         if self.recipe.bias_correction:
             steps.append("fold the mean output error of each linear into its bias")
+        steps += [f"adapter {adapter.name}: follow the weights, look at its ranges" for adapter in self.adapters]
         for target in self.targets:
             steps += [f"write {backend} for {target.name}" for backend in target.backends]
         if self.limits is not None:
@@ -163,13 +172,16 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     text = None if options.calibration is None else read_text(options.calibration)
     checkpoint = open_checkpoint(options.model)
     spec = read_spec(checkpoint)
+    checkpoint, folded = merge(checkpoint, spec, options.merge_adapter)
+    adapters = plan_adapters(checkpoint, spec, options.adapters, targets, options.max_adapter_saturation)
+    odd = base_notes([*adapters, *([] if folded is None else [folded])], checkpoint.source_name, options.strict)
     special = _check_tokenizer(checkpoint, spec, options.strict)
     recipe, notes = fitting_recipe(recipe, spec)
     unread = check_tensors(spec, checkpoint.tensors)
     if unread and options.strict:
         raise InputError(f"{options.model}: {len(unread)} tensors are not part of the model, e.g. {unread[0]}")
     packed, size_notes = forecast(spec, scheme, recipe, limits)
-    _check_accumulators(spec, scheme, limits)
+    check_accumulators(spec, scheme, limits)
     for target in targets:
         check_size(target, packed.least)
     targets = tuple(fitting(target, spec) for target in targets)
@@ -191,7 +203,9 @@ def plan_build(options: BuildOptions) -> BuildPlan:
         memory_bytes=memory,
         disk_bytes=disk,
         run_id=_run_id(options, checkpoint, scheme, recipe, limits, targets, text),
-        notes=special + notes + size_notes,
+        adapters=adapters,
+        merged=folded,
+        notes=odd + special + notes + size_notes,
     )
 
 
@@ -228,24 +242,6 @@ def _check_targets(targets: tuple[Target, ...], scheme: QuantScheme) -> None:
             reason = known[name].unavailable() if name in known else "no such back end is installed"
             if reason is not None:
                 raise EnvironmentFault(f"--target {target.name} needs {name}: {reason}")
-
-
-def _check_accumulators(spec: ModelSpec, scheme: QuantScheme, limits: Limits | None) -> None:
-    """The largest sum of any linear must fit int32: K activations of at most 255 steps times the largest weight code.
-
-    16-bit activations are summed a byte at a time, so that the same bound holds for them.
-    """
-    inner = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    plain = WeightEncoding(bits=scheme.weight_bits, narrow=scheme.narrow_weights)
-    widest = plain if limits is None else WeightEncoding(bits=PROMOTED_BITS)
-    head = WeightEncoding(bits=scheme.head_bits)
-    for part, products, weight in (("layers", inner, widest), ("head", spec.hidden_size, head)):
-        largest = -weight.qmin
-        if products * ACTIVATION_STEPS * largest > INT32_MAX:
-            raise SchemeError(
-                f"scheme {scheme.name}: {part}: sums over {products} products can overflow 32 bits",
-                hint=f"at {weight.bits}-bit weights a row may have {INT32_MAX // (ACTIVATION_STEPS * largest)} at most",
-            )
 
 
 def _check_finite(checkpoint: Checkpoint, unread: list[str]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.golden import compare_greedy, probe_tokenizer, record, replay
 from mobileicsa.artifact.lowered import Lowered
@@ -41,14 +43,16 @@ def verify(
     strict: bool = False,
     target: str | None = None,
     layers: str | None = None,
+    adapter: str | None = None,
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Check hashes, replay golden vectors and greedy text on each back end of the default target.
 
     `only` names the back ends to run (also "simulator"); None means all that are exported. One that the artifact was
     not exported for is lowered first, and so is everything where `target` or a slice START:STOP of the `layers` is
-    asked for: these replay the calls of the same program's simulator. A back end that is not installed is reported as
-    skipped, with the reason. `strict` fails a back end that runs something in float, or
+    asked for: these replay the calls of the same program's simulator, and so does an `adapter` of the artifact's, with
+    which a change to each other adapter, to none and back must give the same integers. A back end that is not
+    installed is reported as skipped, with the reason. `strict` fails a back end that runs something in float, or
     outside of its accelerated part, that the target does not declare. "ok" is False when a file or a back end fails.
     """
     manifest = read_manifest(folder)
@@ -75,10 +79,10 @@ def verify(
         return result
     for name in dict.fromkeys(only or asked):
         tick = progress.step(f"verify {name}", 1)
-        if name in exported and target in (None, default.name) and layers is None:
+        if name in exported and target in (None, default.name) and layers is None and adapter is None:
             row = _one(folder, name, golden, expected if greedy else [])
         else:
-            row = _lowered(folder, name, target, layers, progress)
+            row = _lowered(folder, name, target, layers, adapter, progress)
         result["backends"][name] = row
         fallbacks = row.get("placement", {}).get("fallbacks", [])
         if strict and fallbacks:
@@ -131,25 +135,48 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
     return row
 
 
-def _lowered(folder: Path, name: str, target: str | None, layers: str | None, progress: Progress) -> dict[str, Any]:
-    """A back end that the artifact was not exported for, or a slice: against the simulator of the same program.
+def _lowered(
+    folder: Path, name: str, target: str | None, layers: str | None, adapter: str | None, progress: Progress
+) -> dict[str, Any]:
+    """A back end that the artifact was not exported for, a slice, or an adapter: against the simulator of the same
+    program.
 
     What keeps it from being lowered is no result: the error is raised.
     """
     reason = None if name == SIMULATOR else cannot_run(name)
     if reason is not None:
         return {"skipped": reason}
-    lowered = Lowered(folder, name, target, layers)
+    lowered = Lowered(folder, name, target, layers, adapter)
     try:
         model = lowered.open(progress)
         simulator = lowered.simulator()
+        swap = None if adapter is None else _swapped(model, adapter)
         row = _compared(model, record(simulator), [], MIN_EQUAL_SHARE.get(name, model.target.least_equal))
         simulator.close()
         if name != SIMULATOR:
             row["placement"] = find_backend(name).placement(model.exported, model.target)
     except VerificationError as error:
         return {"ok": False, "error": error.message, "equal_share": 0.0, "max_steps": None}
-    return {**row, "target": lowered.target.name, **({} if layers is None else {"layers": layers})}
+    if swap is not None:
+        row["swap"] = swap
+        if not swap["identical"]:
+            row["ok"], row["reason"] = False, f"other integers after {' and '.join(swap['through'])} than before"
+    told = {"target": lowered.target.name, "layers": layers, "adapter": adapter}
+    return {**row, **{name: value for name, value in told.items() if value is not None}}
+
+
+def _swapped(model: QuantizedModel, adapter: str) -> dict[str, Any]:
+    """Whether the adapter computes the same integers after every other adapter, and none, as before."""
+    before = record(model)
+    through = [*(name for name in model.adapters if name != adapter), None]
+    identical = True
+    for other in through:
+        model.use_adapter(other)
+        record(model)
+        model.use_adapter(adapter)
+        again = record(model)
+        identical = identical and all(torch.equal(again[name], tensor) for name, tensor in before.items())
+    return {"identical": identical, "through": [name or "no adapter" for name in through]}
 
 
 def _compared(

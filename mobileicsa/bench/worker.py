@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from mobileicsa.bench import rapl
 from mobileicsa.core.errors import MobileICSAError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
@@ -40,6 +41,8 @@ class Worker:
         model, wanted = ModelSpec.from_json(spec), Target.from_mapping(target, "bench")
         self.vocab = model.vocab_size
         before = peak_memory()
+        self.counters = rapl.Counters()
+        idle_watts = self._idle_watts()
         self.load: Callable[[], Session] = lambda: find_backend(backend).open(
             Path(folder), model, wanted, threads=threads
         )
@@ -47,7 +50,20 @@ class Worker:
         rows = np.zeros((1, model.num_kv_heads, prefix_length, model.head_dim), dtype=dtype)
         start = time.perf_counter()
         self.runner = TokenRunner(self.load(), wanted, [rows] * (2 * model.num_layers), None)
-        return {"first_load_ms": _milliseconds(start), "rss_before_load_bytes": before}
+        return {
+            "first_load_ms": _milliseconds(start),
+            "rss_before_load_bytes": before,
+            "rapl_refused": self.counters.refused,
+            "idle_watts": idle_watts,
+        }
+
+    def _idle_watts(self) -> float | None:
+        """What the machine draws while this process does nothing; None without counters."""
+        before = self.counters.read()
+        if before is None:
+            return None
+        time.sleep(rapl.IDLE_S)
+        return ((self.counters.read() or 0) - before) / 1e6 / rapl.IDLE_S
 
     def run(self, prompt_tokens: int, generate_tokens: int) -> dict[str, Any]:
         """One prompt and the tokens behind it; every contender feeds the same ids."""
@@ -57,11 +73,19 @@ class Worker:
         self.runner.prefill(ids[:prompt_tokens], last_only=True)[0].argmax()
         first_token_ms = _milliseconds(start)
         steps = []
+        before = self.counters.read()
         for token in ids[prompt_tokens:]:
             start = time.perf_counter()
             self.runner.decode(token).argmax()
             steps.append(_milliseconds(start))
-        return {"first_token_ms": first_token_ms, "step_ms": steps, "peak_rss_bytes": peak_memory()}
+        after = self.counters.read()
+        joules = None if before is None or after is None else (after - before) / 1e6
+        return {
+            "first_token_ms": first_token_ms,
+            "step_ms": steps,
+            "peak_rss_bytes": peak_memory(),
+            "decode_joules": joules,
+        }
 
     def reload(self) -> dict[str, Any]:
         """Load again with the runtime already started: what a running app waits for. Ends the runs."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import JsonFlag, TargetOption, ThreadsOption
+from mobileicsa.cli.options import AdapterOption, JsonFlag, TargetOption, ThreadsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,7 @@ EXAMPLES = """
   mobileicsa eval --model out --backend onnx --text wiki.txt --max-windows 40
   mobileicsa eval --model out --text wiki.txt --reference smollm2-135m --json
   mobileicsa eval --model out --text wiki.txt --by-position
+  mobileicsa eval --model out --adapter news --text news.txt
   mobileicsa eval --model out --backend tosa --text wiki.txt --max-windows 2
 """
 
@@ -66,6 +67,7 @@ def evaluate(
         ),
     ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    adapter: AdapterOption = None,
     target: TargetOption = None,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
@@ -86,7 +88,7 @@ def evaluate(
     content = read_text(text)
     with context.obj.progress() as progress:
         tick = progress.step("open model", 1 if reference is None else 2)
-        loaded = open_for(model, backend, progress, target=target, threads=threads)
+        loaded = open_for(model, backend, progress, target=target, threads=threads, adapter=adapter)
         tick()
         compared = None
         if reference is not None:
@@ -106,11 +108,11 @@ def evaluate(
         )
     if prefix is not None:
         result["reference_prefix"] = prefix
-    saved = save and is_artifact(model)
+    saved = save and is_artifact(model) and adapter is None  # the report's figures are the base's
     if saved:
         keep = record_positions if by_position else record_evaluation
         keep(Path(model), text.name, result, target)
-    document = {"model": model, "text": text.name, **result}
+    document = {"model": model, "adapter": adapter, "text": text.name, **result}
     return Answer(document=document, show=lambda console: _show(console, document, saved))
 
 
@@ -137,6 +139,7 @@ def _show(console: Console, result: dict[str, Any], saved: bool) -> None:
         console,
         [
             ("model", f"{result['model']} on {result['backend']}"),
+            ("adapter", result["adapter"]),
             ("text", f"{result['text']}, {result['tokens']} tokens predicted in {windows}, {bos}"),
             ("perplexity", number(result["perplexity"], 3)),
             ("reference", None if ratio is None else f"{result['reference_perplexity']:.3f} (ratio {ratio:.4f})"),

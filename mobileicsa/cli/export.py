@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption
+from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption, SaturationOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa targets
   mobileicsa export out --target generic-npu --output out-npu
+  mobileicsa export out --target host-cpu --adapter ./lora --output out-lora
   mobileicsa export out --target tosa --layers 0:2 --output out-tosa --json
 """
 
@@ -31,6 +32,19 @@ def export(
         typer.Option("--output", "--output_dir", metavar="DIR", help="Folder to write."),
     ],
     layers: LayersOption = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME|DIR",
+            help="An adapter of the artifact's, or the folder of a new one; repeatable; the program has room for all.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="FILE", help="Text to look at new adapters' ranges on, .txt or .jsonl."),
+    ] = None,
+    max_adapter_saturation: SaturationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output when done.")] = False,
     as_json: JsonFlag = False,
 ) -> Answer:
@@ -38,13 +52,24 @@ def export(
     from mobileicsa import api
 
     with context.obj.progress() as progress:
-        made = api.export(folder, target, output, layers=layers, overwrite=overwrite, progress=progress)
+        made = api.export(
+            folder,
+            target,
+            output,
+            layers=layers,
+            overwrite=overwrite,
+            adapters=adapter or (),
+            calibration=calibration,
+            **({} if max_adapter_saturation is None else {"max_adapter_saturation": max_adapter_saturation}),
+            progress=progress,
+        )
     document = {**made, "output": str(output)}
     return Answer(document=document, show=lambda console: _show(console, document))
 
 
 def _show(console: Console, made: dict[str, Any]) -> None:
     from mobileicsa.cli.tables import share, show_facts, show_table, size
+    from mobileicsa.report.adapters import adapter_words
 
     rows = [
         (f"{backend}/{name}", size(file["bytes"]))
@@ -58,6 +83,7 @@ def _show(console: Console, made: dict[str, Any]) -> None:
         [
             ("delegated", f"{share(made['delegated_share'])} of the operators"),
             ("float tensors", str(made["float_tensors"])),
+            *(("adapter", adapter_words(facts)) for facts in made.get("adapters", {}).values()),
             *((f"estimate: {name}", str(value)) for name, value in made["estimates"].items()),
         ],
     )

@@ -45,6 +45,7 @@ def inspect(
 
 def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
     from mobileicsa.cli.tables import show_facts, show_table, size
+    from mobileicsa.report.adapters import adapter_words
     from mobileicsa.report.mixed import mixed_facts, spans
 
     model, census = document["model"], document["census"]
@@ -65,6 +66,8 @@ def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:
             *((f"int8 {path}", f"layers {spans(layers)}") for path, layers in document["promoted"].items()),
             *((f"int16 {path}", f"layers {spans(layers)}") for path, layers in document["wide_inputs"].items()),
             ("edges", f"{_counts(census['edges'])} encodings"),
+            ("merged adapter", document["merged_adapter"]),
+            *(("adapter", adapter_words(facts)) for facts in document["adapters"].values()),
         ],
     )
     for target, used in document["targets"].items():

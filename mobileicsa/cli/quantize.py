@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import JsonFlag
+from mobileicsa.cli.options import JsonFlag, SaturationOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ EXAMPLES = """
   mobileicsa quantize --model m --scheme w4a8 --output o --max-ppl-increase .1
   mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe minmax
   mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
+  mobileicsa quantize --model m --scheme w8a8 --output o --adapter a
 """
 
 
@@ -91,6 +92,19 @@ def quantize(
             "perplexity, then 16-bit inputs where every target multiplies them; --budget-bytes comes first.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="LoRA folder that peft wrote; repeatable. They share the integer base and are changed at run time.",
+        ),
+    ] = None,
+    merge_adapter: Annotated[
+        Path | None,
+        typer.Option("--merge-adapter", metavar="DIR", help="LoRA folder to merge into the weights before all else."),
+    ] = None,
+    max_adapter_saturation: SaturationOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -118,6 +132,9 @@ def quantize(
         "max_ppl_increase": max_ppl_increase,
         "overrides": tuple(overrides) if overrides else None,
         "targets": tuple(target) if target else None,
+        "adapters": tuple(adapter) if adapter else None,
+        "merge_adapter": merge_adapter,
+        "max_adapter_saturation": max_adapter_saturation,
     }
     options = BuildOptions(
         model=model,
@@ -177,6 +194,8 @@ def _show_plan(console: Console, plan: dict[str, Any]) -> None:
             *((f"int{bits}", ", ".join(roles)) for bits, roles in widths.items() if roles),
             ("recipe", plan["recipe"]["name"]),
             ("calibration", plan["calibration"]),
+            ("adapters", ", ".join(plan["adapters"]) or None),
+            ("merged adapter", plan["merged_adapter"]),
             ("targets", ", ".join(f"{name} ({', '.join(used)})" for name, used in plan["targets"].items())),
             ("output", plan["output"]),
             ("time", f"about {duration(estimates['seconds_on_two_cores'])} on two cores"),
@@ -208,6 +227,7 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
     from mobileicsa.artifact import layout
     from mobileicsa.cli.progress import duration
     from mobileicsa.cli.tables import show_facts, show_table, size
+    from mobileicsa.report.adapters import adapter_words
     from mobileicsa.report.mixed import mixed_facts
 
     model, prefix, calibration = report["model"], report["prefix"], report["calibration"]
@@ -226,6 +246,8 @@ def _show_report(console: Console, report: dict[str, Any]) -> None:
             ("", calibration["note"] or None),
             ("prefix", " ".join(repr(text) for text in prefix["text"]) or None),
             *mixed_facts(report["mixed"], size),
+            ("merged adapter", report["merged_adapter"]),
+            *(("adapter", adapter_words(facts)) for facts in report["adapters"].values()),
             ("worst edge", None if worst is None else f"{worst[0]}, {worst[1]['sqnr_db']:.1f} dB"),
             ("took", duration(sum(s["seconds"] for s in stages))),
             ("peak memory", size(max(s["peak_rss_bytes"] for s in stages))),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag, TargetOption, ThreadsOption
+from mobileicsa.cli.options import AdapterOption, ArtifactFolder, JsonFlag, TargetOption, ThreadsOption
 from mobileicsa.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ EXAMPLES = """
   mobileicsa run out --prompt "The capital of France is"
   mobileicsa run out --backend executorch --prompt "Once" --max-new-tokens 64
   mobileicsa run out --chat
+  mobileicsa run out --adapter news --prompt "Today"
   mobileicsa run out --backend onnx --prompt "Hello" --json
 """
 
@@ -40,6 +41,7 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Use the model's chat form; without --prompt ask again and again.")
     ] = False,
+    adapter: AdapterOption = None,
     target: TargetOption = None,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
@@ -55,18 +57,20 @@ def run(
 
     with screen.progress() as progress:
         tick = progress.step(f"open {folder}", 1)
-        model = load_model(str(folder), backend, target=target, threads=threads)
+        model = load_model(str(folder), backend, target=target, threads=threads, adapter=adapter)
         tick()
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     if prompt is None:
         return _talk(screen, model, options)
-    return _complete(screen, model, prompt, options)
+    return _complete(screen, model, prompt, adapter, options)
 
 
-def _complete(screen: Any, model: QuantizedModel | FloatModel, prompt: str, options: dict[str, Any]) -> Answer:
+def _complete(
+    screen: Any, model: QuantizedModel | FloatModel, prompt: str, adapter: str | None, options: dict[str, Any]
+) -> Answer:
     stream = None if screen.json else _streamed(screen.out)
     made = asdict(model.generate(prompt, on_text=stream, **options))
-    document = {"backend": model.backend, "prompt": prompt, **made}
+    document = {"backend": model.backend, "adapter": adapter, "prompt": prompt, **made}
     return Answer(document=document, show=lambda console: console.print(f"\n\n{_speeds(made)}", style="dim"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobileicsa.cli.answer import Answer
-from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption, TargetOption
+from mobileicsa.cli.options import AdapterOption, ArtifactFolder, JsonFlag, LayersOption, TargetOption
 from mobileicsa.core.errors import EnvironmentFault, VerificationError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ EXAMPLES = """
   mobileicsa verify out
   mobileicsa verify out --backend onnx --no-greedy --json
   mobileicsa verify out --strict
+  mobileicsa verify out --adapter news
   mobileicsa verify out --backend tosa --layers 0:2 --json
 """
 
@@ -41,6 +42,7 @@ def verify(
         typer.Option("--strict", help="Fail too where an operator runs in float that the target wants in integers."),
     ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the result in the artifact's report.")] = True,
+    adapter: AdapterOption = None,
     target: TargetOption = None,
     layers: LayersOption = None,
     as_json: JsonFlag = False,
@@ -60,11 +62,16 @@ def verify(
             strict=strict,
             target=target,
             layers=layers,
+            adapter=adapter,
             progress=progress,
         )
     rows = result["backends"].values()
     # What was lowered for the occasion is not compared with the artifact's golden vectors, which its report is about.
-    if save and any("skipped" not in row for row in rows) and not any("target" in row for row in rows):
+    if (
+        save
+        and any("skipped" not in row for row in rows)
+        and not any("target" in row or "adapter" in row for row in rows)
+    ):
         record(folder, "verification", result)
     code = 0 if result["ok"] else VerificationError.exit_code
     if not result["ok"] and any("skipped" in row for row in rows) and all(row.get("ok", True) for row in rows):

@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 class OutputLock:
     """Advisory lock on `<output>.lock` for the length of a `with` block; the file says who holds it. Makes its parents.
 
-    The kernel frees the lock of a process that dies, so a file left behind by one is taken over at once.
+    The kernel frees the lock of a process that dies, so a file left behind by one is taken over at once. Where another
+    run holds it, EnvironmentFault, or with `waits` a wait until that run ends.
     """
 
-    def __init__(self, output: Path) -> None:
-        output = output.resolve()
+    def __init__(self, output: Path, *, waits: bool = False) -> None:
+        output, self._waits = output.resolve(), waits
         self.path = output.with_name(f"{output.name}.lock")
         self._descriptor = -1
 
@@ -65,6 +66,10 @@ class OutputLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if self._waits:
+                log.warning("%s: waiting for another run (%s)", self.path, _holder(_read(descriptor)))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                return
             raise EnvironmentFault(
                 f"{self.path}: another run works on this output ({_holder(_read(descriptor))})",
                 hint="wait until it ends, or choose another --output",

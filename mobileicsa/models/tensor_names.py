@@ -19,7 +19,7 @@ class PlainNames:
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source
-        self._stored = {_plain(name): name for name in source.names()}
+        self._stored = {plain_name(name): name for name in source.names()}
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._stored))
@@ -38,7 +38,8 @@ class PlainNames:
         return self._stored[name]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """What a plain text model calls a checkpoint's tensor."""
     for prefix, plain in TEXT_PREFIXES:
         if name.startswith(prefix):
             return plain + name[len(prefix) :]

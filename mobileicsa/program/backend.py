@@ -6,7 +6,7 @@ Back ends register in the entry-point group `mobileicsa.backends`; this package 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.spec import ModelSpec
@@ -85,10 +86,38 @@ class ExactBackend(Backend, Protocol):
 
 
 @runtime_checkable
+class AdaptingBackend(Backend, Protocol):
+    """A back end that lowers a decoder with room for adapters (see program/adapters.py)."""
+
+    adapter_suffix: str  # of an adapter's file
+
+    def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
+        """An adapter, padded, its inputs named as `adapter_inputs` has them, into a file that
+        `AdaptingSession.use_adapter` takes."""
+        ...
+
+
+@runtime_checkable
+class AdaptingSession(Session, Protocol):
+    """A session that changes adapters between calls."""
+
+    def use_adapter(self, file: Path | None) -> None:
+        """Of every following call; None: the base alone. VerificationError where the file does not fit the program."""
+        ...
+
+
+@runtime_checkable
 class ResumableBackend(Backend, Protocol):
     """A back end whose `write` goes on in a folder where it was stopped while writing the same decoder and target."""
 
     resumes: bool
+
+
+@runtime_checkable
+class CompiledBackend(Backend, Protocol):
+    """A back end whose files depend on tools: the distributions of which another version may write other files."""
+
+    compilers: tuple[str, ...]
 
 
 class BrokenBackend:

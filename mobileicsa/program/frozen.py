@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from mobileicsa.core.plan import QuantPlan
 from mobileicsa.models.decoder import Decoder, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.models.load import empty_weights
+from mobileicsa.program.adapters import PlanAdapter, Room, attach, room_for
 from mobileicsa.program.qdq import QdqEdge, QuantEmbedding, QuantLinear
 from mobileicsa.program.reads import input_scale
 
@@ -35,10 +38,10 @@ class FrozenModel:
         return [(self.tensors[f"prefix.{i}.key"], self.tensors[f"prefix.{i}.value"]) for i in range(spec.num_layers)]
 
 
-def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
+def build_decoder(model: FrozenModel, *, primitive: bool, room: Room | None = None) -> Decoder:
     """The frozen program's module: every edge and weight quantised, or SchemeError naming what has no encoding.
 
-    A tied head shares the embedding's integers.
+    A tied head shares the embedding's integers. `room`: for adapters, whose factors are inputs.
     """
     plan = model.plan
     with torch.device("meta"):
@@ -60,9 +63,36 @@ def build_decoder(model: FrozenModel, *, primitive: bool) -> Decoder:
                 module.round_bias(input_scale(block, name), integers=primitive)
     if not primitive:
         _fold_constants(decoder)
+    if room is not None:
+        attach(decoder, room)
     left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
     if left:
         raise SchemeError(f"{left[0]}: no value in the frozen tensors ({len(left)} missing)")
+    return decoder.eval()
+
+
+def build_adapted(model: FrozenModel, adapters: Sequence[PlanAdapter], *, primitive: bool) -> Decoder:
+    """The frozen program's module with room for these adapters; the plain one where there are none."""
+    room = room_for(model.plan, adapters, primitive=primitive) if adapters else None
+    return build_decoder(model, primitive=primitive, room=room)
+
+
+def real_decoder(model: FrozenModel, added: Mapping[str, Tensor]) -> Decoder:
+    """The frozen weights as real numbers in the float decoder, nothing rounded; `added` (out, in) to its linears."""
+    plan, tensors = model.plan, model.tensors
+    with empty_weights():
+        decoder = Decoder(plan.spec, primitive=False)
+    state: dict[str, Tensor] = {}
+    for name in decoder.state_dict():
+        if name == "head.proj.weight" and plan.spec.tied_head:
+            state[name] = state["embed.weight"]
+        elif name in plan.weights:
+            state[name] = tensors[name].to(torch.float32) * tensors[f"{name}.scale"][:, None]
+        else:
+            state[name] = tensors[name]
+    for linear, update in added.items():
+        state[f"{linear}.weight"] = state[f"{linear}.weight"] + update
+    decoder.load_state_dict(state, assign=True)
     return decoder.eval()
 
 

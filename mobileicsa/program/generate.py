@@ -44,6 +44,11 @@ class TokenRunner:
         for whole, rows in zip(self.cache, self._prefix, strict=True):
             whole[:, :, : self.prefix_length] = rows
 
+    def restart(self, prefix_cache: Sequence[Array], prefix_logits: NDArray[np.float32] | None) -> None:
+        """Behind another prefix of the same length: that of an adapter, whose rows are its own."""
+        self._prefix, self.prefix_logits = list(prefix_cache), prefix_logits
+        self.reset()
+
     @property
     def room(self) -> int:
         """Tokens that still fit."""

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import MASKED, Decoder, DecoderLayer, LayerCache, rope_table
+from mobileicsa.program.adapters import adapter_inputs, given
 
 
 def attention_windows(spec: ModelSpec) -> list[int | None]:
@@ -20,7 +21,8 @@ class Method(nn.Module):
     """Run `length` tokens against a static cache of `context` slots.
 
     Inputs: token_ids (1, T) int64; position (1,) int64 = number of valid cache slots = position of the first token;
-    per layer the cache's keys and values, integers (1, kv_heads, context, head_dim).
+    per layer the cache's keys and values, integers (1, kv_heads, context, head_dim); the factors of an adapter, in the
+    order of `adapter_inputs`, where the decoder has room for one.
     Outputs: logits (1, T, vocab) float32 on the logits grid; per layer the new rows (1, kv_heads, T, head_dim).
     The caller writes the new rows at slots position..position+T-1; rows of padding tokens are simply not written.
     """
@@ -75,7 +77,12 @@ class Method(nn.Module):
         outer = self._mask(cached).expand(self.offsets.shape[0], self.slots.shape[0])
         return torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1)
 
-    def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, token_ids: Tensor, position: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        layers = self.decoder.spec.num_layers
+        with given(self.decoder, others[2 * layers :]):
+            return self._forward(token_ids, position, *others[: 2 * layers])
+
+    def _forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         positions = self.positions(position)
         ropes = [
             (
@@ -118,7 +125,8 @@ def export_method(decoder: Decoder, target: Target, name: str) -> ExportedProgra
     length = method_lengths(target)[name]
     method = Method(decoder, length=length, context=target.context).eval()
     cache = [t for pair in empty_cache(decoder.spec, target.context, decoder_cache_dtype(decoder)) for t in pair]
-    arguments = (torch.zeros((1, length), dtype=torch.int64), torch.zeros((1,), dtype=torch.int64), *cache)
+    start = (torch.zeros((1, length), dtype=torch.int64), torch.zeros((1,), dtype=torch.int64))
+    arguments = (*start, *cache, *adapter_inputs(decoder).values())
     with torch.no_grad():
         return torch.export.export(method, arguments, strict=False)
 

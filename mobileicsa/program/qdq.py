@@ -99,6 +99,7 @@ class QuantLinear(Linear):
         self.bias_scale: Tensor | None
         self.register_buffer("bias_scale", None)
         self.exact: ExactProduct | None = None  # set by the simulator only, never part of an exported program
+        self.lora: nn.Module | None = None  # an adapter's update (see program/adapters.py)
 
     def effective_weight(self) -> Tensor:
         w: Tensor = _ops.dequantize_per_channel(
@@ -137,6 +138,8 @@ class QuantLinear(Linear):
         else:
             y = self.exact.multiply(x)
             y = y if bias is None else y + bias
+        if self.lora is not None:
+            y = self.lora(x, y)
         return self.out(y) if self.has_out else y
 
 

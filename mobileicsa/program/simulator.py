@@ -12,6 +12,7 @@ from torch import Tensor
 from mobileicsa.core.target import Target
 from mobileicsa.models.branches import branch_logits
 from mobileicsa.models.decoder import Decoder, LayerCache
+from mobileicsa.program.adapters import PlanAdapter, padded, use
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa.program.methods import Method, method_lengths
 from mobileicsa.program.qdq import ExactProduct, QdqEdge, QuantLinear
@@ -58,6 +59,9 @@ class SimulatorSession:
     ) -> list[Tensor]:
         """As `models.branches.branch_logits`, float32: what `sequence_logits` gives for each branch."""
         return [rows.to(torch.float32) for rows in branch_logits(self.decoder, context, branches, prefix)]
+
+    def use_adapter(self, adapter: PlanAdapter | None) -> None:
+        use(self.decoder, None if adapter is None else padded(adapter, self.decoder))
 
     def close(self) -> None:
         self.methods = {}

@@ -19,7 +19,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, named_edges, replace_edges
 from mobileicsa.models.layers import Linear, Norm
-from mobileicsa.quantize.equivalent import capture, choose_and_apply
+from mobileicsa.quantize.equivalent import capture, choose_and_apply, site_factors
 from mobileicsa.quantize.feedback import GROUPS, LINEARS, InputRows, round_block
 from mobileicsa.quantize.feedback import PASSES as FEEDBACK_PASSES
 from mobileicsa.quantize.output_means import FloatMeans
@@ -41,6 +41,8 @@ class Piece:
     real: dict[str, Tensor] = field(default_factory=dict)
     # The float linears' mean outputs, where biases are corrected by them.
     means: dict[str, Tensor] = field(default_factory=dict)
+    # What equivalent scalings multiplied the linears by (see quantize/basis.py).
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, ObservedEdge]:
@@ -156,6 +158,10 @@ def _smooth(
         pass
     choices = choose_and_apply(layer, captured, scheme, weights, recipe.alphas, search=recipe.smoothing == "search")
     replace_edges(layer, lambda name, edge: originals[name])
+    for choice in choices:
+        if choice.scale is not None:
+            named = site_factors(choice.site, choice.scale, spec)
+            piece.factors |= {f"layers.{index}.{name}": factor for name, factor in named.items()}
     piece.report["smoothing"] = [
         {"site": c.site, "alpha": c.alpha, "error": c.error, "error_before": c.error_before} for c in choices
     ]

@@ -72,12 +72,25 @@ class CaptureEdge(Edge):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen at one site: strength None means left alone."""
+    """What was chosen at one site: strength and scale None mean left alone."""
 
     site: str
     alpha: float | None
     error: float
     error_before: float
+    scale: Tensor | None
+
+
+def site_factors(site: str, scale: Tensor, spec: ModelSpec) -> dict[str, Tensor]:
+    """By which factors a scale of a site multiplies a layer's linears: `<path>.in` columns, `<path>.out` rows."""
+    if site == "value":
+        wide = repeat_groups(scale, spec.num_heads, spec.num_kv_heads)
+        return {"attn.v_proj.out": 1.0 / scale, "attn.o_proj.in": wide}
+    if site == "product":
+        return {"mlp.up_proj.out": 1.0 / scale, "mlp.down_proj.in": scale}
+    attention = ("attn.q_proj", "attn.k_proj", "attn.v_proj") if site == "attention" else ()
+    inner = ("mlp.gate_proj", "mlp.up_proj") if site == "mlp" or spec.parallel_residual else ()
+    return {f"{name}.in": scale for name in attention + inner}
 
 
 def capture(layer: DecoderLayer, expected_rows: int, path: str) -> dict[str, CaptureEdge]:
@@ -136,7 +149,7 @@ def choose_and_apply(
                 break
         if best_alpha is not None:
             apply(best)
-        choices.append(Choice(site, best_alpha, best_error, before))
+        choices.append(Choice(site, best_alpha, best_error, before, None if best_alpha is None else best))
     return choices
 
 

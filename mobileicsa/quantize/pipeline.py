@@ -15,6 +15,7 @@ from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.quantize.basis import basis_tensors
 from mobileicsa.quantize.bias_correction import correct_biases
 from mobileicsa.quantize.block import Piece, passes, quantize_block
 from mobileicsa.quantize.budget import Limits
@@ -25,23 +26,26 @@ from mobileicsa.quantize.mixed import mix
 from mobileicsa.quantize.prefix import race_length, search_prefix
 from mobileicsa.quantize.quality import Judge
 from mobileicsa.quantize.recipe import Recipe
-from mobileicsa.quantize.rotation import rotate
+from mobileicsa.quantize.rotation import Rotated, rotate
 from mobileicsa.quantize.rotation_learning import learn_rotations
 from mobileicsa.quantize.rounding import rounding_facts
 from mobileicsa.quantize.steps import Progress, StageStore
 from mobileicsa.quantize.student import Base
 
-# Before the names of real weights, and of mean outputs, in a stored layer.
-REAL, MEAN = "real.", "mean."
+# Before the names of real weights, of mean outputs and of the basis's factors in a stored layer.
+REAL, MEAN, FACTOR = "real.", "mean.", "factor."
+MARKS = (REAL, MEAN, FACTOR)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A quantised model: everything `program.frozen.FrozenModel` needs, and the report's raw material."""
+    """A quantised model: everything `program.frozen.FrozenModel` needs, what adapters need to follow it
+    (`quantize.basis`), and the report's raw material."""
 
     plan: QuantPlan
     tensors: dict[str, Tensor]
     report: dict[str, Any]
+    basis: dict[str, Tensor]
 
 
 def run_hash(
@@ -137,8 +141,9 @@ def quantize_model(
     judge = Judge(plan, weights, learning_windows, windows.shape[0], progress)
     judge.look_at("base", plan, tensors)
     means = {name: mean for piece in pieces for name, mean in piece.means.items()}
+    factors = {name: factor for piece in pieces for name, factor in piece.factors.items()}
     if recipe.learn:
-        base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()}, means)
+        base = Base(plan, tensors, {name: t for piece in pieces for name, t in piece.real.items()}, means, factors)
         base, report["edges"], report["learning"] = learn(
             base,
             weights,
@@ -150,7 +155,7 @@ def quantize_model(
             judge=judge,
             progress=progress,
         )
-        plan, tensors, means = base.plan, base.tensors, base.means
+        plan, tensors, means, factors = base.plan, base.tensors, base.means, base.factors
         for name, weight in base.real.items():
             report["weights"][name] = rounding_facts(weight, tensors[name], tensors[f"{name}.scale"])
     if recipe.bias_correction:
@@ -159,7 +164,8 @@ def quantize_model(
         judge.look_at("bias", plan, tensors)
     report["quality"] = judge.rows
     derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])
-    return Result(replace(plan, edges=plan.edges | derived), tensors, report)
+    basis = basis_tensors(weights if isinstance(weights, Rotated) else None, factors)
+    return Result(replace(plan, edges=plan.edges | derived), tensors, report, basis)
 
 
 def _prefix(
@@ -209,7 +215,7 @@ def _load_stream(store: StageStore, index: int) -> Stream:
 
 
 def _piece_tensors(piece: Piece) -> dict[str, Tensor]:
-    kept = {REAL: piece.real, MEAN: piece.means}
+    kept = {REAL: piece.real, MEAN: piece.means, FACTOR: piece.factors}
     return piece.tensors | {f"{mark}{name}": t for mark, named in kept.items() for name, t in named.items()}
 
 
@@ -223,12 +229,13 @@ def _piece_json(piece: Piece) -> dict[str, Any]:
 
 def _load_piece(store: StageStore, index: int) -> Piece:
     stored, data = store.load(_layer_stage(index))
-    real, means = ({n.removeprefix(m): t for n, t in stored.items() if n.startswith(m)} for m in (REAL, MEAN))
+    real, means, factors = ({n.removeprefix(m): t for n, t in stored.items() if n.startswith(m)} for m in MARKS)
     return Piece(
         edges={name: TensorEncoding.from_json(e) for name, e in data["edges"].items()},
         weights={name: WeightEncoding(**w) for name, w in data["weights"].items()},
-        tensors={name: t for name, t in stored.items() if not name.startswith((REAL, MEAN))},
+        tensors={name: t for name, t in stored.items() if not name.startswith(MARKS)},
         report=data["report"],
         real=real,
         means=means,
+        factors=factors,
     )

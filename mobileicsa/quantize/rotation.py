@@ -87,23 +87,38 @@ class Rotated:
         return Rotated(self.spec, self.weights, self.rotations.turned(stream, values))
 
     def get(self, name: str) -> Tensor:
-        layer, module, parameter = _split(name)
+        linear, _, parameter = name.rpartition(".")
         tensor = self._plain(name)
+        if parameter == "weight":
+            tensor = self.inputs(linear, tensor)
+        return self.outputs(linear, tensor)
+
+    def inputs(self, linear: str, rows: Tensor) -> Tensor:
+        """Rows (n, in) over the inputs of a linear of the model before, as they meet the rotated model's inputs."""
+        layer, module = _split_linear(linear)
+        if module in READERS and self.stream is not None:
+            norm = READERS[module][-1 if self.spec.parallel_residual else 0]
+            rows = (rows * self.weights.get(f"{layer}.{norm}.weight")) @ self.stream
+        if module == "attn.o_proj":
+            rows = (rows.view(rows.shape[0], -1, self.spec.head_dim) @ self._value(layer)).reshape(rows.shape)
+        return rows
+
+    def outputs(self, linear: str, columns: Tensor) -> Tensor:
+        """Columns (out, n), or (out,), over the outputs of a linear of the model before, as the rotated model's."""
+        layer, module = _split_linear(linear)
         if module in WRITERS and self.stream is not None:
-            tensor = self.stream.T @ tensor
-        if module == "attn.o_proj" and parameter == "weight":
-            tensor = (tensor.view(tensor.shape[0], -1, self.spec.head_dim) @ self._value(layer)).reshape(tensor.shape)
+            columns = self.stream.T @ columns
         if module == "attn.v_proj":
-            heads = tensor.view(-1, self.spec.head_dim, tensor[0].numel())
-            tensor = (self._value(layer).T @ heads).reshape(tensor.shape)
-        return tensor
+            heads = columns.view(-1, self.spec.head_dim, columns[0].numel())
+            columns = (self._value(layer).T @ heads).reshape(columns.shape)
+        return columns
 
     def _value(self, layer: str) -> Tensor:
         return self.values[int(layer.removeprefix("layers."))]
 
     def _plain(self, name: str) -> Tensor:
-        """R1's part of every tensor but the writers'."""
-        layer, module, parameter = _split(name)
+        """R1's part of every tensor that is no linear's of a layer."""
+        _, module = _split_linear(name.rpartition(".")[0])
         stream = self.stream
         if stream is None:
             return self.weights.get(name)
@@ -115,9 +130,6 @@ class Rotated:
             return (self.weights.get(name) * self.weights.get("head.norm.weight")) @ stream
         if name == "head.norm.weight" or module in STREAM_NORMS:
             return torch.ones_like(self.weights.get(name))
-        if module in READERS and parameter == "weight":
-            norm = READERS[module][-1 if self.spec.parallel_residual else 0]
-            return (self.weights.get(name) * self.weights.get(f"{layer}.{norm}.weight")) @ stream
         return self.weights.get(name)
 
     def fill(self, module: nn.Module, prefix: str) -> None:
@@ -128,9 +140,7 @@ class Rotated:
         module.load_state_dict(found, assign=True)
 
 
-def _split(name: str) -> tuple[str, str, str]:
-    """ "layers.3.attn.q_proj.weight" -> ("layers.3", "attn.q_proj", "weight"); no layer for what lies outside."""
+def _split_linear(name: str) -> tuple[str, str]:
+    """ "layers.3.attn.q_proj" -> ("layers.3", "attn.q_proj"); no layer for what lies outside."""
     parts = name.split(".")
-    if parts[0] != "layers":
-        return "", ".".join(parts[:-1]), parts[-1]
-    return ".".join(parts[:2]), ".".join(parts[2:-1]), parts[-1]
+    return (".".join(parts[:2]), ".".join(parts[2:])) if parts[0] == "layers" else ("", name)

@@ -32,12 +32,14 @@ class Base:
     """A quantised model and, by name, the real-valued linear weights (out, in) behind its integers.
 
     `means`: the float linears' mean outputs (out,), in the units of this model's, where biases will be corrected.
+    `factors`: by what equivalent scalings multiplied the linears so far (see quantize/basis.py).
     """
 
     plan: QuantPlan
     tensors: dict[str, Tensor]
     real: dict[str, Tensor]
     means: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Student(nn.Module):
@@ -112,7 +114,7 @@ class Student(nn.Module):
     def freeze(self, base: Base) -> Base:
         """The model as it is now; what the student does not hold stays `base`'s."""
         edges, tensors, real = dict(base.plan.edges), dict(base.tensors), dict(base.real)
-        means = dict(base.means)
+        means, factors = dict(base.means), dict(base.factors)
         for name, module in self.decoder.named_modules():
             if isinstance(module, RangeEdge):
                 edges[name] = module.encoding()
@@ -131,11 +133,14 @@ class Student(nn.Module):
                     tensors[f"{name}.bias"] = bias.detach()
                 if name in means and module.rows is not None:
                     means[name] = means[name] / module.rows()
+                for side, factor in module.factors().items():
+                    known = factors.get(f"{name}.{side}")
+                    factors[f"{name}.{side}"] = factor if known is None else known * factor
         for index in range(base.plan.spec.num_layers if base.plan.prefix_ids else 0):
             for kind, rows in zip(("key", "value"), self.past(index, 1), strict=True):
                 encoding = edges[f"layers.{index}.attn.{kind[0]}_out"]
                 tensors[f"prefix.{index}.{kind}"] = integers_of(rows, encoding)
-        return Base(replace(base.plan, edges=edges), tensors, real, means)
+        return Base(replace(base.plan, edges=edges), tensors, real, means, factors)
 
 
 def settled(plan: QuantPlan, tensors: dict[str, Tensor]) -> Student:

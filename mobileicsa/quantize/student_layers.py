@@ -153,6 +153,12 @@ class StudentLinear(Linear):
             return w * self.rounded()[1][:, None]
         return w.clone() if self.rows is None else w / self.rows()[:, None]
 
+    @torch.no_grad()
+    def factors(self) -> dict[str, Tensor]:
+        """What the equivalent scalings multiply the weight by: its columns `in`, its rows `out`."""
+        found = {} if self.columns is None else {"in": self.columns()}
+        return found if self.rows is None else {**found, "out": 1.0 / self.rows()}
+
     def effective_bias(self) -> Tensor | None:
         bias: Tensor | None = self.bias
         if bias is None or self.rows is None:

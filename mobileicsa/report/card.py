@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
-from mobileicsa.report.view import build_command, exported, result_rows
+from mobileicsa.report.adapters import adapter_words
+from mobileicsa.report.command import build_command
+from mobileicsa.report.view import exported, result_rows
 from mobileicsa.report.words import DASH, size
 
 COLUMNS = {
@@ -39,6 +41,7 @@ def model_card(report: dict[str, Any]) -> str:
         _table(report),
         _terms(report),
         _mixed(report),
+        _adapters(report),
         "## Use",
         "```sh\n" + "\n".join(_commands(report)) + "\n```",
         "## Make it again",
@@ -56,6 +59,16 @@ def model_card(report: dict[str, Any]) -> str:
             "of this artifact shares.",
         )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _adapters(report: dict[str, Any]) -> str:
+    """What `run --adapter NAME` takes, and what is merged for good."""
+    merged, found = report.get("merged_adapter"), report.get("adapters", {})
+    lines = [f"The adapter `{merged}` is merged into the weights."] if merged else []
+    if found:
+        lines.append("Adapters over the integer base, changed at run time with `--adapter NAME`:\n")
+        lines += [f"- {adapter_words(facts)}" for facts in found.values()]
+    return "\n".join(lines)
 
 
 def _mixed(report: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ def contents(folder: Path, *, edges: str = "") -> dict[str, Any]:
         "promoted": layers_by_path(plan.promoted),
         "wide_inputs": layers_by_path(plan.scheme.wide_edges),
         "mixed": report.get("mixed"),
+        "adapters": report.get("adapters", {}),
+        "merged_adapter": report.get("merged_adapter"),
         "worst_edges": [{"edge": name, **edge} for name, edge in worst_edges(measured, WORST)],
         "targets": {
             target: {backend: _written(folder, manifest, plan, target, backend, row) for backend, row in used.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mobileicsa.artifact import layout
+from mobileicsa.report.adapters import adapter_rows
+from mobileicsa.report.command import build_command
 from mobileicsa.report.mixed import layers_by_path, mixed_facts, spans
 from mobileicsa.report.placement import placement_rows
 from mobileicsa.report.sites import worst_edges
@@ -33,6 +35,7 @@ def build_view(report: dict[str, Any]) -> dict[str, Any]:
         "worst_weights": _worst_weights(report["weights"]),
         "zero_channels": sum(row["zero_rows"] for row in report["weights"].values()),
         "mixed": _mixed(report.get("mixed")),
+        "adapters": adapter_rows(report),
         "prefix": _prefix(report["prefix"]),
         "placement": placement_rows(report["targets"]),
         "verification": _verification(report.get("verification")),
@@ -42,20 +45,6 @@ def build_view(report: dict[str, Any]) -> dict[str, Any]:
         "has_evaluation": "evaluation" in report,
         "has_bench": "bench" in report,
     }
-
-
-def build_command(report: dict[str, Any]) -> str:
-    """The command that makes this artifact again."""
-    parts = ["mobileicsa quantize", f"--model {report['model']['name']}", f"--scheme {report['scheme']}"]
-    parts.append(f"--recipe {report['recipe']['name']}")
-    if report["calibration"]["source"] == "file":
-        parts.append("--calibration FILE")
-    if report.get("effort", "default") != "default":
-        parts.append(f"--effort {report['effort']}")
-    for flag, limit in ((report.get("mixed") or {}).get("limits") or {}).items():
-        parts += [] if limit is None else [f"--{flag.replace('_', '-')} {limit}"]
-    parts += [f"--target {name}" for name in report["targets"]]
-    return " ".join([*parts, f"--seed {report['seed']}", "--output DIR"])
 
 
 def exported(report: dict[str, Any]) -> dict[str, int]:

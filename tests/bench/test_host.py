@@ -17,6 +17,7 @@ from mobileicsa.bench.baseline import float_decoder, write_float
 from mobileicsa.bench.child import Child
 from mobileicsa.bench.figures import Runs, percentile, ratios
 from mobileicsa.bench.host import bench
+from mobileicsa.bench.rapl import POWERCAP
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError, VerificationError
 from mobileicsa.program.backend import find_backend
 
@@ -48,8 +49,10 @@ def test_every_figure_is_measured_for_the_back_end_and_its_float_baseline(result
 
 
 def test_energy_is_absent_with_a_reason_not_estimated(result: dict[str, Any]) -> None:
+    if POWERCAP.is_dir():
+        pytest.skip("this machine may have energy counters")
     assert result["energy_mj_per_token"] is None
-    assert "not measured" in result["energy_source"]
+    assert "no RAPL counters" in result["energy_source"]
 
 
 def test_each_contender_has_a_process_of_its_own(result: dict[str, Any]) -> None:
@@ -82,10 +85,13 @@ def test_figures_are_medians_over_runs() -> None:
         opened={"first_load_ms": 9.0, "rss_before_load_bytes": 4},
         prompt_tokens=64,
         turns=[made(100, 10, 10), made(200, 10, 30), made(400, 5, 5)],
-        reloaded={"load_ms": 3.0},
+        loads=[3.0, 9.0, 2.0],
     )
     summary = runs.summary()
+    assert summary["load_ms"] == 3
+    assert summary["load_ms_range"] == [2, 9]
     assert summary["first_token_ms"] == 200
+    assert summary["first_token_ms_range"] == [100, 400]
     assert summary["prefill_tokens_per_s"] == 64 / 0.2
     assert summary["decode_tokens_per_s"] == 100
     assert summary["decode_tokens_per_s_range"] == [50, 200]

@@ -214,6 +214,8 @@ def test_an_int4_weight_of_minus_8_is_refused() -> None:
     [
         (lambda self, x: quantize(torch.cumsum(dequantize(x, STEP8, 0), -1), STEP8, 0, torch.int8), "no integer form"),
         (lambda self, x: quantize(dequantize(x, STEP8, 0) * self.raw, STEP8, 0, torch.int8), "stays real-valued"),
+        (lambda self, x: quantize(dequantize(x, STEP8, 0) + 1e-6, STEP8, 0, torch.int8), "number without an encoding"),
+        (lambda self, x: quantize(dequantize(x, STEP8, 0) * 3.0, STEP8, 0, torch.int8), "number without an encoding"),
         (lambda self, x: dequantize(x, STEP8, 0), "used as integers"),
         (lambda self, x: x[:, ::2], "leaves elements out"),
         (lambda self, x: quantize(torch.add(*[dequantize(x, STEP8, 0)] * 2, alpha=3), STEP8, 0, torch.int8), "alpha"),

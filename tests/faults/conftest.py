@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from build import write_model
+from fake_phone import phone
 from tiny_command import Tiny
 
+from build import write_model
 from mobileicsa.artifact import golden, plan_build
 from mobileicsa.core.target import Target
+
+__all__ = ["phone"]
 
 
 @pytest.fixture

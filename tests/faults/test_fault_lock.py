@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -87,3 +88,33 @@ def test_fault_43_many_runs_never_hold_the_lock_together(tmp_path: Path) -> None
                 os._exit(1)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+
+
+def test_fault_43_a_run_that_waits_goes_on_when_the_other_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, tell_held = os.pipe()
+    release, tell_release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        hold_lock(tmp_path / "out", tell_held, release)
+        os._exit(0)
+    os.read(held, 1)
+    order: list[str] = []
+
+    def wait() -> None:
+        with OutputLock(tmp_path / "out", waits=True):
+            order.append("in")
+
+    waiter = threading.Thread(target=wait)
+    with caplog.at_level(logging.WARNING):
+        waiter.start()
+        while "waiting for another run" not in caplog.text:
+            time.sleep(0.01)
+        order.append("released")
+        os.write(tell_release, b"x")
+        waiter.join(10)
+    assert order == ["released", "in"]
+    assert f"pid {child}" in caplog.text
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(tmp_path.iterdir()) == []

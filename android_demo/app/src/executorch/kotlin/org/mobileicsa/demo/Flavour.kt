@@ -1,0 +1,5 @@
+package org.mobileicsa.demo
+
+object Flavour {
+    const val IS_EXECUTORCH = true
+}

@@ -1,0 +1,46 @@
+"""Adapters of an ONNX file: optional inputs, zeros unless ONNX Runtime's adapter format gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+from torch import Tensor
+
+from mobileicsa.core.errors import VerificationError
+
+
+def make_optional(graph: ir.Graph, inputs: Mapping[str, Tensor]) -> None:
+    """Give the graph's inputs of these names the default that each has here."""
+    for value in graph.inputs:
+        if value.name in inputs:
+            value.const_value = ir.tensor(inputs[value.name].numpy(), name=value.name)
+            graph.register_initializer(value)
+
+
+def optional_inputs(graph: ir.Graph) -> list[str]:
+    return [value.name or "" for value in graph.inputs if value.is_initializer()]
+
+
+def write_adapter(path: Path, inputs: Mapping[str, Tensor]) -> None:
+    form = ort.AdapterFormat()
+    form.set_adapter_version(1)
+    form.set_model_version(1)
+    form.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensor.numpy()) for name, tensor in inputs.items()})
+    form.export_adapter(str(path))
+
+
+def with_adapter(path: Path) -> tuple[ort.RunOptions, ort.LoraAdapter]:
+    """Options of runs with the adapter of that file, which must live as long (ONNX Runtime 1.32 does not keep it).
+
+    VerificationError where it cannot be read.
+    """
+    adapter, options = ort.LoraAdapter(), ort.RunOptions()
+    try:
+        adapter.Load(str(path))
+        options.add_active_adapter(adapter)
+    except Exception as error:
+        raise VerificationError(f"{path}: ONNX Runtime cannot load it: {error}", hint="export it again") from error
+    return options, adapter

@@ -1,0 +1,5 @@
+"""The scripted phone."""
+
+from fake_phone import phone
+
+__all__ = ["phone"]
