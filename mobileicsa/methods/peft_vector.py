@@ -1,5 +1,7 @@
 """`PeftVector`: LoRA weights by module, as one vector, as a peft adapter folder, and merged into a base.
 
+What research methods make and compare; `models.adapter` reads the same folders against a model, for the route.
+
 The folder is peft's own format: `adapter_config.json` with `rank_pattern` where ranks differ, and
 `adapter_model.safetensors`. What multiplies an update (alpha / r, learned scales) is folded into B, and alpha equals
 the rank in what is written, so that no reader can drop a factor.
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ from mobileicsa.core.errors import InputError
 from mobileicsa.io.atomic import write_tensors, writing
 from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.io.safetensors_header import read_header
-from mobileicsa.methods.peft_config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
+from mobileicsa.models.adapter import CONFIG_FILE, PICKLE_FILE, TENSOR_FILE
+from mobileicsa.models.adapter_config import MERGE_HINT, read_config
 
 PREFIX, SIDES = "base_model.model.", ("lora_A", "lora_B")
 # The base that an adapter was made for; a file of its own, for peft warns of unknown keys in its configuration.
@@ -130,14 +134,11 @@ class PeftVector:
         """Write a folder that stock peft loads; the configuration last."""
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / WEIGHTS_FILE, {f"{PREFIX}{name}.weight": tensor for name, tensor in self._tensors()})
+        write_tensors(folder / TENSOR_FILE, {f"{PREFIX}{name}.weight": tensor for name, tensor in self._tensors()})
         write_json(folder / ORIGIN_FILE, {"base": self.base, "base_identity": self.base_identity})
         common = Counter(self.ranks.values()).most_common(1)[0][0]
         others = {name: rank for name, rank in self.ranks.items() if rank != common}
-        config = AdapterConfig(
-            targets=tuple(self.pairs), rank=common, alpha=common, ranks=others, alphas=others, base=self.base
-        )
-        write_json(folder / CONFIG_FILE, config.to_json())
+        write_json(folder / CONFIG_FILE, _config(self, common, others))
 
     @classmethod
     def load(cls, folder: Path) -> PeftVector:
@@ -146,32 +147,50 @@ class PeftVector:
         Raises InputError for anything but plain LoRA on linears, for a pickle, for NaN, a huge norm, rank 0, shapes
         that contradict each other or the configuration, and for tensors that belong to no pair.
         """
-        config = AdapterConfig.read(folder)
-        halves = _read_halves(folder / WEIGHTS_FILE)
+        config = read_config(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+        halves = _read_halves(folder / TENSOR_FILE)
         names = sorted({name for name, _ in halves})
-        config.check_modules(names, folder)
         pairs: dict[str, LoraPair] = {}
         for name in names:
             missing = [side for side in SIDES if (name, side) not in halves]
             if missing:
-                raise InputError(f"{folder / WEIGHTS_FILE}: module {name!r} has no {missing[0]}")
+                raise InputError(f"{folder / TENSOR_FILE}: module {name!r} has no {missing[0]}")
             a, b = (halves[name, side] for side in SIDES)
             if config.rank_of(name) != a.shape[0]:
                 raise InputError(
                     f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}"
                 )
-            scaling = config.scaling(name)
+            scaling = config.scale_of(name)
             if scaling == 0:
                 log.warning("%s: alpha is 0 for module %r: the adapter does nothing there", folder, name)
             pairs[name] = LoraPair(a=a, b=b * scaling)
         origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
         identity = origin.get("base_identity", "")
-        return cls(pairs=pairs, base=config.base, base_identity=identity if isinstance(identity, str) else "")
+        return cls(pairs=pairs, base=config.base_name, base_identity=identity if isinstance(identity, str) else "")
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, pair in self.pairs.items():
             yield f"{name}.lora_A", pair.a
             yield f"{name}.lora_B", pair.b
+
+
+def _config(adapter: PeftVector, rank: int, others: Mapping[str, int]) -> dict[str, Any]:
+    """peft's configuration: `rank` where `others` says nothing, alpha equal to it everywhere."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "target_modules": list(adapter.pairs),
+        "rank_pattern": dict(others),
+        "alpha_pattern": dict(others),
+    }
 
 
 def _check_pair(name: str, pair: LoraPair) -> None:
@@ -194,19 +213,17 @@ def _read_halves(path: Path) -> dict[tuple[str, str], Tensor]:
     """(module name, side) -> float32 tensor."""
     from safetensors.torch import load_file
 
-    if not path.exists():
-        pickles = sorted(file.name for file in path.parent.glob("adapter_model.*"))
-        if pickles:
-            raise InputError(
-                f"{path.parent}: only {WEIGHTS_FILE} is read, not {pickles[0]} (a pickle can run any code when opened)",
-                hint="save the adapter with peft's safe serialization",
-            )
+    if not path.exists() and path.with_name(PICKLE_FILE).exists():
+        raise InputError(
+            f"{path.with_name(PICKLE_FILE)}: is a Python pickle, which is never read",
+            hint="load it where you trust it and save it again: save_pretrained(..., safe_serialization=True)",
+        )
     read_header(path)
     halves: dict[tuple[str, str], Tensor] = {}
     for key, tensor in load_file(path).items():
         name, _, rest = key.removeprefix(PREFIX).rpartition(".lora_")
         side = f"lora_{rest.removesuffix('.weight')}"
         if not key.startswith(PREFIX) or not name or side not in SIDES or not key.endswith(".weight"):
-            raise InputError(f"{path}: tensor {key[:200]!r} is not a LoRA weight", hint="only LoRA on linears is read")
+            raise InputError(f"{path}: tensor {key[:200]!r} is not a LoRA weight", hint=MERGE_HINT)
         halves[name, side] = tensor.float()
     return halves

@@ -25,6 +25,7 @@ from mobileicsa.methods.fedp2eft.texts import read_clients
 from mobileicsa.methods.fedp2eft.world import World, hidden_states
 from mobileicsa.methods.overrides import configure
 from mobileicsa.methods.peft_vector import PeftVector
+from mobileicsa.models.adapter import read_adapter
 from mobileicsa.models.load import load_decoder, read_spec
 
 peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
@@ -69,6 +70,11 @@ def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base:
     adapter = PeftVector.load(folder)
     assert adapter.base_identity == open_checkpoint(str(base)).identity
     assert len(set(adapter.ranks.values())) > 1 or len(adapter.ranks) < 7, "as uniform as without a generator"
+    # The route reads the same updates.
+    route = read_adapter(folder, read_spec(open_checkpoint(str(base))))
+    for name, pair in adapter.pairs.items():
+        torch.testing.assert_close(route.updates[name].up @ route.updates[name].down, pair.update())
+    assert set(route.updates) == set(adapter.pairs)
     ids = torch.arange(5, 25).view(2, 10)
     merged = stock_model(base)
     weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.pairs}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_artifact import write_checkpoint
 
 from mobileicsa.core.errors import InputError
-from mobileicsa.methods.peft_config import CONFIG_FILE, WEIGHTS_FILE
 from mobileicsa.methods.peft_vector import LoraPair, PeftVector
+from mobileicsa.models.adapter import CONFIG_FILE, TENSOR_FILE
 
 # Module -> (rank, out, in) in the tiny Llama.
 SHAPES = {
@@ -118,32 +118,32 @@ def edit(folder: Path, **fields: Any) -> None:
 
 def damage(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(folder / TENSOR_FILE)
         change(tensors)
-        save_file(tensors, folder / WEIGHTS_FILE)
+        save_file(tensors, folder / TENSOR_FILE)
 
     return apply
 
 
 def as_pickle(folder: Path) -> None:
-    (folder / WEIGHTS_FILE).rename(folder / "adapter_model.bin")
+    (folder / TENSOR_FILE).rename(folder / "adapter_model.bin")
 
 
 A_OF_Q = f"base_model.model.{Q}.lora_A.weight"
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (damage(lambda t: t[A_OF_Q].fill_(math.nan)), rf"{Q}.*NaN"),
     "huge": (damage(lambda t: t[A_OF_Q].mul_(1e7)), rf"{Q}.*norm"),
-    "rank 0": (lambda f: edit(f, r=0), "r is 0"),
+    "rank 0": (lambda f: edit(f, r=0), "r is 0|r must|: r "),
     "no B": (damage(lambda t: t.pop(A_OF_Q.replace("_A", "_B"))), rf"{Q}.*no lora_B"),
     "shapes": (damage(lambda t: t.update({A_OF_Q: torch.ones(5, 32)})), rf"{Q}.*rank 5.*says 2"),
     "pickle": (as_pickle, "adapter_model.bin.*pickle"),
     "no config": (lambda f: (f / CONFIG_FILE).unlink(), "not found"),
-    "cut off": (lambda f: (f / WEIGHTS_FILE).write_bytes((f / WEIGHTS_FILE).read_bytes()[:-9]), "bytes of tensors"),
+    "cut off": (lambda f: (f / TENSOR_FILE).write_bytes((f / TENSOR_FILE).read_bytes()[:-9]), "bytes of tensors"),
     "foreign tensor": (damage(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2, 2)})), "lm_head"),
     "other method": (lambda f: edit(f, peft_type="IA3"), "IA3"),
     "dora": (lambda f: edit(f, use_dora=True), "use_dora"),
     "bias": (lambda f: edit(f, bias="all"), "bias"),
-    "pattern": (lambda f: edit(f, alpha_pattern={"layers.(a+)+.x": 3}), "no module of the adapter"),
+    "pattern": (lambda f: edit(f, alpha_pattern={"layers.(a": 3}), "patterns of module names"),
     "alpha text": (lambda f: edit(f, lora_alpha="4"), "lora_alpha"),
 }
 
