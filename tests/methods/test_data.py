@@ -11,6 +11,7 @@ import pytest
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.methods import cifar10, fsdd
+from mobileicsa.methods.log_mel import log_mel
 
 
 @pytest.mark.parametrize("module", [cifar10, fsdd], ids=lambda module: module.FOLDER)
