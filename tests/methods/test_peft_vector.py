@@ -133,7 +133,7 @@ A_OF_Q = f"base_model.model.{Q}.lora_A.weight"
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (damage(lambda t: t[A_OF_Q].fill_(math.nan)), rf"{Q}.*NaN"),
     "huge": (damage(lambda t: t[A_OF_Q].mul_(1e7)), rf"{Q}.*norm"),
-    "rank 0": (lambda f: edit(f, r=0), "r is 0|r must|: r "),
+    "rank 0": (lambda f: edit(f, r=0), "r is 0"),
     "no B": (damage(lambda t: t.pop(A_OF_Q.replace("_A", "_B"))), rf"{Q}.*no lora_B"),
     "shapes": (damage(lambda t: t.update({A_OF_Q: torch.ones(5, 32)})), rf"{Q}.*rank 5.*says 2"),
     "pickle": (as_pickle, "adapter_model.bin.*pickle"),

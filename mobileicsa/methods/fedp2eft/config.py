@@ -24,8 +24,8 @@ class Config(RunConfig):
       `generator_steps`, `generator_rate`: stage 2;
     - `start_scale`: what all scales are before the first round;
     - `significance`, `sparsity`: weights of the two parts of the prior;
-    - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, for every variant by itself, and for each
-      budget, on the validation text of the first `tuning_clients` seen clients.
+    - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, for every variant and each budget,
+      on the validation text of the first `tuning_clients` seen clients.
     """
 
     base: str = "smollm2-135m"
