@@ -1,4 +1,4 @@
-"""The Python entry points: `quantize` and `export`; the command line only calls these."""
+"""The Python entry points: `quantize`, `export`, `run_method`; the command line only calls these."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from mobileicsa.artifact.exported import export_artifact
 from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
 from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.methods import runner
 from mobileicsa.program.targets import find_target
 from mobileicsa.quantize.steps import Progress, Quiet
 from mobileicsa.report.html import write_report
+from mobileicsa.report.methods import result_figure
 
 
 def quantize(
@@ -70,3 +72,19 @@ def export(
     text = None if calibration is None else Path(calibration)
     made = chosen(artifact, adapters, text, max_adapter_saturation, shown) if adapters else []
     return export_artifact(artifact, wanted, Path(output), shown, layers=layers, overwrite=overwrite, adapters=made)
+
+
+def run_method(
+    name: str, size: str, output: str | Path, *, progress: Progress | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run a research method of `mobileicsa methods` and its baselines; returns result.json's document.
+
+    `options` are the further fields of `RunRequest` (overrides, overwrite, resume).
+    """
+    request = runner.RunRequest(name=name, size=size, output=Path(output), **options)
+    return run_planned_method(runner.plan_run(request), progress)
+
+
+def run_planned_method(plan: runner.RunPlan, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out a plan of `mobileicsa.methods.runner.plan_run`."""
+    return runner.run(plan, progress or Quiet(), environment=environment(), draw=result_figure)

@@ -21,6 +21,7 @@ from mobileicsa.cli import (
     export,
     inspect,
     listings,
+    methods,
     quantize,
     recipes,
     report,
@@ -69,6 +70,8 @@ RECIPE_VERBS = (
     Verb("show", recipes.show, recipes.SHOW_EXAMPLES),
     Verb("cp", recipes.cp, recipes.CP_EXAMPLES),
 )
+METHOD_VERBS = (Verb("run", methods.run, methods.RUN_EXAMPLES, START_MEMORY_BYTES),)
+METHOD_LIST = Verb("methods", methods.methods, methods.LIST_EXAMPLES)
 START = "mobileicsa quantize --model smollm2-135m --scheme w8a8 --output out"
 
 
@@ -118,10 +121,13 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
     )
     shelf.callback(invoke_without_command=True)(_recipes)
-    for group, verbs in ((app, VERBS), (shelf, RECIPE_VERBS)):
+    research = typer.Typer(epilog=_examples(METHOD_LIST.examples), rich_markup_mode=None)
+    research.callback(invoke_without_command=True)(_unless_further(answering(METHOD_LIST)))
+    for group, verbs in ((app, VERBS), (shelf, RECIPE_VERBS), (research, METHOD_VERBS)):
         for verb in verbs:
             group.command(verb.name, epilog=_examples(verb.examples))(answering(verb))
     app.add_typer(shelf, name="recipes")
+    app.add_typer(research, name="methods")
     return app
 
 
@@ -148,6 +154,16 @@ def answering(verb: Verb) -> Callable[..., int]:
         # Here and not around Typer, which keeps an interruption to itself.
         except (Exception, KeyboardInterrupt, Terminated) as error:
             return _fail(screen, error)
+
+    return wrapped
+
+
+def _unless_further(command: Callable[..., int]) -> Callable[..., int]:
+    """A group that answers by itself where none of its commands is named."""
+
+    @functools.wraps(command)
+    def wrapped(context: typer.Context, *args: Any, **kwargs: Any) -> int:
+        return command(context, *args, **kwargs) if context.invoked_subcommand is None else 0
 
     return wrapped
 

@@ -12,9 +12,13 @@ import pytest
 import typer
 from commands import Command
 
-from mobileicsa.cli.main import RECIPE_VERBS, VERBS, Verb, build_app
+from mobileicsa.cli.main import METHOD_LIST, METHOD_VERBS, RECIPE_VERBS, VERBS, Verb, build_app
 
-ALL = [([verb.name], verb) for verb in VERBS] + [(["recipes", verb.name], verb) for verb in RECIPE_VERBS]
+ALL = [([verb.name], verb) for verb in (*VERBS, METHOD_LIST)] + [
+    ([group, verb.name], verb)
+    for group, verbs in (("recipes", RECIPE_VERBS), ("methods", METHOD_VERBS))
+    for verb in verbs
+]
 NAMES = [" ".join(name) for name, _ in ALL]
 HEAVY = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "executorch", "matplotlib", "rich")
 
@@ -33,17 +37,17 @@ def test_help_shows_the_examples_line_by_line(command: Command, name: list[str],
 @pytest.mark.parametrize(("name", "verb"), ALL, ids=NAMES)
 def test_every_example_is_a_command_that_parses(name: list[str], verb: Verb) -> None:
     for example in verb.examples.strip().splitlines():
-        program, *words = shlex.split(example)
+        program, *words = (word for word in shlex.split(example) if word != "--json")
         assert program == "mobileicsa"
         command: Any = typer.main.get_command(build_app())
-        while hasattr(command, "commands"):
+        while words and hasattr(command, "commands"):
             command, words = command.commands[words[0]], words[1:]
-        context = command.make_context(command.name, [word for word in words if word != "--json"])
+        context = command.make_context(command.name, words)
         assert context.params
 
 
 def test_no_summary_in_the_list_of_commands_is_cut_off(command: Command) -> None:
-    for group in ([], ["recipes"]):
+    for group in ([], ["recipes"], ["methods"]):
         assert "..." not in command(*group, "--help").out.partition("Commands:")[2]
 
 

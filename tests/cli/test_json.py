@@ -19,6 +19,7 @@ LISTINGS: list[tuple[list[str], set[str]]] = [
     (["targets"], {"targets"}),
     (["recipes", "ls"], {"recipes"}),
     (["recipes", "show", "prefix"], {"name", "prefix_tokens", "smoothing", "ranges", "weights", "calibration"}),
+    (["methods"], {"methods"}),
     (["doctor"], {"versions", "python", "cpu", "cores", "ram_bytes", "available_memory_bytes", "backends", "adb"}),
 ]
 
