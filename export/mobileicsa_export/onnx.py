@@ -50,6 +50,7 @@ class OnnxBackend:
         from mobileicsa_export.onnx_graph import convert, to_qdq_form
         from mobileicsa_export.onnx_load import load_graph
         from mobileicsa_export.onnx_names import rename
+        from mobileicsa_export.onnx_stock import GENAI_CONFIG, write_stock
 
         folder.mkdir(parents=True, exist_ok=True)
         bits, factors = _stored_bits(decoder, target), adapter_inputs(decoder)
@@ -64,10 +65,16 @@ class OnnxBackend:
                 _describe(model, method, {**metadata, "target": target.name})
                 data.move(model)
                 ir.save(model, folder / MODEL_FILES[method])
+            stock = write_stock(decoder, target, folder, data, bits, metadata) if target.nonlinear == "fused" else {}
+            for name, model in stock.items():
+                _describe(model, "growing", {**metadata, "target": target.name})
+                ir.save(model, folder / name)
+        # Those for stock clients hold operators of ONNX Runtime's own, which the checker does not know.
         for name in MODEL_FILES.values():
             onnx.checker.check_model(str(folder / name), full_check=True)
         facts |= facts["decode"]
-        files = tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE))
+        names = (*MODEL_FILES.values(), DATA_FILE, *stock, *([GENAI_CONFIG] if stock else []))
+        files = tuple(folder / name for name in names)
         frozen = any(isinstance(module, QdqEdge) for module in decoder.modules())
         if frozen:
             graphs = [load_graph(folder / name).graph for name in MODEL_FILES.values()]

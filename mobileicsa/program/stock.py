@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder, LayerCache
@@ -81,17 +81,13 @@ class Stateful(Conversation):
 
 
 class Growing(Conversation):
-    """onnxruntime-genai and optimum: token_ids (1, T) int64, per layer the rows of the past (1, kv_heads, S, head_dim)
-    -> logits (1, T, vocab), per layer the rows of past and call together (1, kv_heads, S + T, head_dim).
+    """onnxruntime-genai and optimum: token_ids (1, T), positions (T,), keys (P + S + T,) all int64, per layer the rows
+    of the past (1, kv_heads, S, head_dim) -> logits (1, T, vocab), per layer the rows of past and call together.
 
-    What is past tells the position: no mask and no positions are given.
+    `keys` are 0, 1, ...: the positions of the P prefix rows, the past and the call; `positions` the last T of them.
     """
 
-    def forward(self, token_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        length, before = token_ids.shape[1], self.first + past[0].shape[2]
-        positions = before + torch.arange(length)
-        keys = torch.arange(before + length)
-
+    def forward(self, token_ids: Tensor, positions: Tensor, keys: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         def allowed(window: int | None) -> Tensor:
             distance = positions[:, None] - keys[None, :]
             return distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -109,19 +105,16 @@ def export_stateful(decoder: Decoder, target: Target) -> ExportedProgram:
         return torch.export.export(module, arguments, strict=False)
 
 
-def export_growing(decoder: Decoder, target: Target) -> ExportedProgram:
+def export_growing(decoder: Decoder, target: Target, tokens: int, past: int) -> ExportedProgram:
+    """Exported for `tokens` of a call behind `past` rows; nothing but the shapes of its reshapes depends on the two."""
     module = Growing(decoder, context=target.context).eval()
-    tokens, rows = 3, 5  # any numbers but 0 and 1, which torch.export takes for constants
-    shape = (1, decoder.spec.num_kv_heads, rows, decoder.spec.head_dim)
-    past = [torch.zeros(shape, dtype=decoder_cache_dtype(decoder)) for _ in range(2 * decoder.spec.num_layers)]
-    sizes = {1: Dim("tokens", min=1, max=target.context)}
-    grown = {2: Dim("past", min=0, max=target.context)}
+    shape = (1, decoder.spec.num_kv_heads, past, decoder.spec.head_dim)
+    keys = torch.arange(module.first + past + tokens)
+    arguments = (
+        torch.zeros((1, tokens), dtype=torch.int64),
+        keys[-tokens:].clone(),
+        keys,
+        *(torch.zeros(shape, dtype=decoder_cache_dtype(decoder)) for _ in range(2 * decoder.spec.num_layers)),
+    )
     with torch.no_grad():
-        return torch.export.export(
-            module,
-            (torch.zeros((1, tokens), dtype=torch.int64), *past),
-            dynamic_shapes=(sizes, tuple(grown for _ in past)),
-            strict=False,
-            # A guard that holds for every length is beyond the solver.
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        return torch.export.export(module, arguments, strict=False)
