@@ -1,7 +1,6 @@
-"""The ONNX files that stock clients load: model_genai.onnx (onnxruntime-genai) and model_optimum.onnx (optimum).
+"""model_dynamic.onnx, which onnxruntime-genai and optimum load: any number of tokens behind a past of any length.
 
-Both hold the same program over the same weight data as our own: any number of tokens behind a past of any length.
-The second one keeps its past in float32, for clients that know no other kind.
+It reads the weight data of our own files, and has the inputs and outputs of Hugging Face's exports; the past is int8.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,27 +18,23 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.methods import input_names, output_names
 from mobileicsa.program.stock import export_growing, free_slots, prefix_length
-from mobileicsa_export.onnx_graph import constant, convert, to_qdq_form
+from mobileicsa_export.onnx_graph import constant, convert, drop_unused, to_qdq_form
 from mobileicsa_export.onnx_lowering import Kernels, lower
 from mobileicsa_export.onnx_names import rename
 
-if TYPE_CHECKING:
-    from mobileicsa_export.onnx_data import SharedData
-
-GENAI_FILE = "model_genai.onnx"
-OPTIMUM_FILE = "model_optimum.onnx"
+DYNAMIC_FILE = "model_dynamic.onnx"
 GENAI_CONFIG = "genai_config.json"
 # Kernels that every CPU's ONNX Runtime has: which CPU will load the file is not known when it is written.
 KERNELS = Kernels(unsigned=True, mixed_sign_exact=False)
 # The sums are exact with this entry on x86 without VNNI too, and the file needs no fusion of ONNX Runtime's own.
 SESSION_ENTRIES = {"session.x64quantprecision": "1", "session.disable_quant_qdq": "1"}
-POSITIONS, KEYS = "positions", "keys"
+POSITIONS, KEYS, POSITION_IDS = "positions", "keys", "position_ids"
 
 
-def write_stock(
-    decoder: Decoder, target: Target, folder: Path, data: SharedData, bits: Mapping[str, int], metadata: dict[str, Any]
-) -> dict[str, ir.Model]:
-    """Models by file name, their weights moved to `data`; writes genai_config.json."""
+def write_dynamic(
+    decoder: Decoder, target: Target, bits: Mapping[str, int], folder: Path, tokenizer_dir: str
+) -> ir.Model:
+    """The model, its weights still in memory; writes genai_config.json."""
     spec = decoder.spec
     sizes = _Sizes(spec, prefix_length(decoder))
     model = convert(export_growing(decoder, target, sizes.tokens, sizes.past), target.opset)
@@ -48,12 +43,10 @@ def write_stock(
     rename(model, [ids, POSITIONS, KEYS, *past], output_names(spec))
     sizes.free(model.graph)
     lower(model, KERNELS)
-    data.move(model)
-    second = ir.serde.deserialize_model(ir.serde.serialize_model(model))
-    _float_past(second.graph)
-    config = genai_config(spec, free_slots(decoder, target), metadata)
+    drop_unused(model.graph)
+    config = genai_config(spec, free_slots(decoder, target), tokenizer_dir)
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return {GENAI_FILE: model, OPTIMUM_FILE: second}
+    return model
 
 
 class _Sizes:
@@ -86,18 +79,20 @@ class _Sizes:
         """Put the sizes of each call in place of those of the export."""
         make = _Maker(graph)
         ids, positions, keys, *past = graph.inputs
+        places = ir.Value(name=POSITION_IDS, type=ir.TensorType(ir.DataType.INT64))
         tokens = make("Shape", [ids], {"start": 1, "end": 2}, "tokens")
         before = make("Shape", [past[0]], {"start": 2, "end": 3}, "past")
+        first = make("Squeeze", [places, make.vector([0], "axis")], {}, "first_row")
         if self.prefix:
             before = make("Add", [before, make.vector([self.prefix], "prefix")], {}, "before")
+            first = make("Add", [first, make.vector([self.prefix], "prefix")], {}, POSITIONS)
         total = make("Add", [before, tokens], {}, "total")
         zero, one = make.scalar(0, "zero"), make.scalar(1, "one")
         every = make("Range", [zero, make("Squeeze", [total], {}, "count"), one], {}, KEYS)
-        # At the value that the graph had as an input, so that the names stay.
-        last = make("Slice", [every, before, total, make.vector([0], "axis")], {}, POSITIONS)
-        for old, new in ((positions, last), (keys, every)):
+        for old, new in ((positions, first), (keys, every)):
             old.replace_all_uses_with(new)
             graph.inputs.remove(old)
+        graph.inputs.insert(1, places)
         marks = {self.tokens: tokens, self.rows: make("Mul", [tokens, make.vector([self.group], "group")], {}, "rows")}
         marks[self.keys] = total
         known: dict[tuple[int, ...], ir.Value] = {}
@@ -150,49 +145,16 @@ class _Maker:
 
 def _symbolic(graph: ir.Graph) -> None:
     """Names for the free sizes of what enters and leaves; what lies between follows from it."""
-    ids, *past = graph.inputs
+    ids, places, *past = graph.inputs
     logits, *present = graph.outputs
-    ids.shape = ir.Shape((1, "tokens"))
+    ids.shape, places.shape = ir.Shape((1, "tokens")), ir.Shape((1, "tokens"))
     logits.shape = ir.Shape((1, "tokens", logits.shape[2]))
     for values, name in ((past, "past"), (present, "total")):
         for value in values:
             value.shape = ir.Shape((1, value.shape[1], name, value.shape[3]))
 
 
-def _float_past(graph: ir.Graph) -> None:
-    """Past and present as real values, which are points of the integers' grid: nothing is rounded twice."""
-    _, *past = graph.inputs
-    _, *present = graph.outputs
-    for value in past:
-        grid = _grid(value)
-        stored = ir.node("QuantizeLinear", [value, *grid], name=f"{value.name}/QuantizeLinear")
-        stored.outputs[0].name, stored.outputs[0].dtype = f"{value.name}/q", value.dtype
-        value.replace_all_uses_with(stored.outputs[0])
-        stored.replace_input_with(0, value)
-        graph.insert_before(next(iter(graph)), stored)
-        value.dtype = ir.DataType.FLOAT
-    for index, value in enumerate(present, start=1):
-        name, shape = value.name, value.shape
-        value.name = f"{name}/q"
-        real = ir.node("DequantizeLinear", [value, *_grid(past[index - 1])], name=f"{name}/DequantizeLinear")
-        graph.append(real)
-        real.outputs[0].name, real.outputs[0].dtype, real.outputs[0].shape = name, ir.DataType.FLOAT, shape
-        graph.outputs[index] = real.outputs[0]
-
-
-def _grid(value: ir.Value) -> list[ir.Value]:
-    """Scale and zero point with which the rows that enter as `value` are dequantised or, in time, quantised."""
-    for use in value.uses():
-        if use.node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-            return list(use.node.inputs[1:])
-    for use in value.uses():
-        for output in use.node.outputs:
-            if not output.is_graph_output():
-                return _grid(output)
-    raise ValueError(f"{value.name}: nothing reads it")
-
-
-def genai_config(spec: ModelSpec, slots: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def genai_config(spec: ModelSpec, slots: int, tokenizer_dir: str) -> dict[str, Any]:
     """What onnxruntime-genai reads beside the model; `slots`: tokens of a conversation behind the prefix."""
     end = list(spec.eos_ids)
     return {
@@ -203,9 +165,9 @@ def genai_config(spec: ModelSpec, slots: int, metadata: Mapping[str, Any]) -> di
             "pad_token_id": end[0] if end else 0,
             "context_length": slots,
             "vocab_size": spec.vocab_size,
-            "tokenizer_dir": metadata.get("tokenizer_dir", ".."),
+            "tokenizer_dir": tokenizer_dir,
             "decoder": {
-                "filename": GENAI_FILE,
+                "filename": DYNAMIC_FILE,
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **SESSION_ENTRIES},
                 "head_size": spec.head_dim,
                 "hidden_size": spec.hidden_size,
@@ -214,6 +176,7 @@ def genai_config(spec: ModelSpec, slots: int, metadata: Mapping[str, Any]) -> di
                 "num_hidden_layers": spec.num_layers,
                 "inputs": {
                     "input_ids": "input_ids",
+                    "position_ids": POSITION_IDS,
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },

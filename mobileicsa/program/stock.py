@@ -35,7 +35,7 @@ class Conversation(Inputs):
         self.first = prefix_length(decoder)
         for layer, pair in enumerate(decoder.prefix_rows):
             for kind, rows in zip(KINDS, pair, strict=True):
-                self.register_buffer(f"prefix_{layer}_{kind}", rows, persistent=False)
+                self.register_buffer(f"prefix_{layer}_{kind}", rows.contiguous(), persistent=False)
 
     def run(
         self, token_ids: Tensor, positions: Tensor, past: list[Tensor], allowed: Callable[[int | None], Tensor]
