@@ -65,7 +65,7 @@ class Contender:
         return sum(path.stat().st_size for path in self.files)
 
 
-class _Silent:
+class Silent:
     def step(self, title: str, total: int) -> Callable[[], None]:
         return lambda: None
 
@@ -76,11 +76,16 @@ def ours(setting: Setting) -> list[Contender]:
     for scheme, artifact in setting.artifacts.items():
         exported = setting.work / f"ours-{scheme}"
         if not (exported / TARGET_FILE).is_file():
-            export_artifact(artifact, setting.target, exported, _Silent(), overwrite=True)
+            export_artifact(artifact, setting.target, exported, Silent(), overwrite=True)
         common = {"artifact": str(artifact), "exported": str(exported), "threads": setting.threads}
         for backend in BACKENDS:
             made.append(
-                Contender(f"ours {scheme} {backend}", "ours", {**common, "backend": backend}, _files(exported / backend, CLIENTS_FILE))
+                Contender(
+                    f"ours {scheme} {backend}",
+                    "ours",
+                    {**common, "backend": backend},
+                    runtime_files(exported / backend, CLIENTS_FILE),
+                )
             )
         made.append(_in_genai(f"ours {scheme} in genai", exported / "onnx", artifact, setting, scored=False))
     return made
@@ -131,7 +136,7 @@ def executorch_8da4w(setting: Setting) -> list[Contender]:
         write_json(folder / TARGET_FILE, target_json(setting.target))
     settings: dict[str, Any] = {"artifact": str(artifact), "exported": str(folder), "threads": setting.threads}
     settings |= {"backend": "executorch", "dtype": "float32"}
-    return [Contender("executorch 8da4w", "ours", settings, _files(folder / "executorch"))]
+    return [Contender("executorch 8da4w", "ours", settings, runtime_files(folder / "executorch"))]
 
 
 def torch_float(setting: Setting) -> list[Contender]:
@@ -170,10 +175,10 @@ def _in_genai(name: str, folder: Path, artifact: Path, setting: Setting, *, scor
     settings = {**_text(setting), "folder": str(folder), "tokenizer": str(artifact)}
     if not scored:
         settings["context"] = read_json(folder / "genai_config.json")["model"]["context_length"]
-    return Contender(name, "genai", settings, _files(folder, *() if scored else OWN_FILES), scored)
+    return Contender(name, "genai", settings, runtime_files(folder, *() if scored else OWN_FILES), scored)
 
 
-def _files(folder: Path, *others: str) -> tuple[Path, ...]:
+def runtime_files(folder: Path, *others: str) -> tuple[Path, ...]:
     """What a runtime reads there; `others` are for another client."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     return tuple(folder / name for name in layout.runtime_files(sizes) if name not in others)

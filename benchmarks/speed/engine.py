@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.artifact.generates import LanguageModel
 from mobileicsa.core.errors import EnvironmentFault
 
 # Kind -> module:class. Each module imports its runtime late, so that one that is missing hinders no other.
@@ -21,14 +18,8 @@ ENGINES = {
 }
 
 
-class Engine(Protocol):
-    """One loaded model. It is also a `LanguageModel`, so that `evaluate` scores all on the same tokens."""
-
-    name: str
-    backend: str
-    tokenizer: Tokenizer
-    bos_id: int | None
-    max_window: int
+class Engine(LanguageModel, Protocol):
+    """One loaded model. `evaluate` scores all of them on the same tokens."""
 
     def start(self, ids: Sequence[int]) -> int:
         """Forget the conversation and feed `ids`; the most likely next token."""
@@ -37,8 +28,6 @@ class Engine(Protocol):
     def step(self, token: int) -> int:
         """Feed one token; the most likely next one."""
         ...
-
-    def logit_chunks(self, ids: Sequence[int]) -> Iterator[Tensor]: ...
 
     def close(self) -> None: ...
 
@@ -60,7 +49,3 @@ class Fed:
 
     def fed(self, ids: Sequence[int]) -> list[int]:
         return [*([] if self.bos_id is None else [self.bos_id]), *ids][:-1]
-
-
-def tokenizer_of(folder: Path) -> Tokenizer:
-    return Tokenizer(folder)

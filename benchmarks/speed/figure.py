@@ -11,13 +11,11 @@ AREA_PER_MB = 1.2
 
 
 def front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Names of (speed, perplexity) that no other is both as fast and as accurate as, one of them more; slowest first."""
+    """Names of (speed, perplexity) that no other beats in one without losing in the other; slowest first."""
 
     def beaten(name: str) -> bool:
         speed, perplexity = points[name]
-        return any(
-            s >= speed and p <= perplexity and (s, p) != (speed, perplexity) for s, p in points.values()
-        )
+        return any(s >= speed and p <= perplexity and (s, p) != (speed, perplexity) for s, p in points.values())
 
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name][0])
 

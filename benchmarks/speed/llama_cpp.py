@@ -79,9 +79,8 @@ def load_libraries(folder: Path) -> Any:
     return library
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _QUIET(level: int, text: bytes, data: int) -> None:
-    return None
+# Kept by name: the library calls it for as long as the process lives.
+_QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, data: None)
 
 
 class LlamaCpp(Fed):
@@ -94,9 +93,7 @@ class LlamaCpp(Fed):
     ) -> None:
         self.tokenizer, self.bos_id, self.max_window = Tokenizer(Path(tokenizer)), bos_id, context - 1
         self._llama = load_libraries(Path(libraries))
-        self._model = self._llama.llama_model_load_from_file(
-            file.encode(), self._llama.llama_model_default_params()
-        )
+        self._model = self._llama.llama_model_load_from_file(file.encode(), self._llama.llama_model_default_params())
         if not self._model:
             raise InputError(f"{file}: llama.cpp cannot load it")
         settings = self._llama.llama_context_default_params()

@@ -36,12 +36,17 @@ class Ours(Fed):
         self._prefix = len(plan.prefix_ids) if dtype == "int8" else 0
         self._spec = plan.spec
         self._target = Target.from_mapping(read_json(Path(exported) / TARGET_FILE), TARGET_FILE)
-        self.tokenizer, self.bos_id = Tokenizer(self._artifact), plan.spec.bos_id
+        self.bos_id = plan.spec.bos_id
         self.max_window = self._target.context - max(self._prefix, 1)
         self._session = find_backend(backend).open(Path(exported) / backend, self._spec, self._target, threads=threads)
         # Speed does not depend on what the prefix rows hold, and reading them would take the weights' memory.
         rows = np.zeros((1, self._spec.num_kv_heads, self._prefix, self._spec.head_dim), dtype=dtype)
         self._timed = TokenRunner(self._session, self._target, [rows] * (2 * self._spec.num_layers), None)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read where texts are scored: a random model has none."""
+        return Tokenizer(self._artifact)
 
     def start(self, ids: Sequence[int]) -> int:
         self._timed.reset()

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from benchmarks.speed.engine import open_engine
-from mobileicsa.bench.worker import answer_lines
+from mobileicsa.bench.worker import Commands, answer_lines
 from mobileicsa.io.machine import peak_memory
 
 
@@ -55,7 +55,7 @@ def _milliseconds(start: float) -> float:
 
 def main() -> None:
     worker = Worker()
-    commands = {"open": worker.open, "run": worker.run, "score": worker.score, "reload": worker.reload}
+    commands: Commands = {"open": worker.open, "run": worker.run, "score": worker.score, "reload": worker.reload}
     answer_lines(sys.stdin, commands)
 
 

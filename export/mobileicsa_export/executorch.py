@@ -55,7 +55,9 @@ class ExecutorchBackend:
         programs = {METHOD_NAMES[m]: export_method(decoder, target, m) for m in method_lengths(target)}
         programs[STOCK_METHOD] = export_stateful(decoder, target)
         forms = {name: prepare(program, shared) for name, program in programs.items()}
-        constants = constant_methods(decoder.spec, target, metadata) | {"get_max_context_len": free_slots(decoder, target)}
+        constants = constant_methods(decoder.spec, target, metadata) | {
+            "get_max_context_len": free_slots(decoder, target)
+        }
         lowered = _lower(programs, constants)
         facts = {name: {**_facts(lowered, name), "forms": form} for name, form in forms.items()}
         programs.clear()

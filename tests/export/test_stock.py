@@ -130,7 +130,9 @@ class TestGenai:
 
 
 def test_optimum_writes_the_simulators_tokens(artifact: Path, expected: tuple[list[int], list[int]]) -> None:
-    optimum = pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx needs transformers 4: its own environment")
+    optimum = pytest.importorskip(
+        "optimum.onnxruntime", reason="optimum-onnx needs transformers 4: its own environment"
+    )
     import torch
 
     ids, tokens = expected
