@@ -44,7 +44,7 @@ class Point:
 def contenders(point: Point, work: Path, threads: int, *, layers: int = LAYERS) -> list[Contender]:
     """One a back end, exported unless they lie in `work` already."""
     folder = work / point.name.replace(" ", "-")
-    target = replace(find_target("host-cpu"), context=point.context)
+    target = replace(find_target("host-cpu"), context=point.context, backends=BACKENDS)
     if not (folder / TARGET_FILE).is_file():
         frozen = random_frozen(random_spec(point.width, layers, point.context), point.scheme)
         folder.mkdir(parents=True, exist_ok=True)

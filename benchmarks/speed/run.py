@@ -61,10 +61,10 @@ def race(
     return rows
 
 
-def score(contender: Contender, text: str, windows: int | None) -> dict[str, Any]:
+def score(contender: Contender, text: str, windows: int | None, window: int = WINDOW) -> dict[str, Any]:
     with Child(contender.name, WORKER) as child:
         child.ask("open", kind=contender.kind, settings=contender.settings)
-        return child.ask("score", text=text, window=WINDOW, windows=windows)
+        return child.ask("score", text=text, window=window, windows=windows)
 
 
 def measure(
