@@ -119,7 +119,7 @@ class TestGenai:
         shutil.copy(artifact / "tokenizer.json", tmp_path)
         (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
         config = genai.Config(str(artifact / "onnx"))
-        config.overlay(json.dumps({"model": {"tokenizer_dir": str(tmp_path)}}))
+        config.overlay(json.dumps({"model": {"tokenizer_dir": os.path.relpath(tmp_path, artifact / "onnx")}}))
         tokenizer = genai.Tokenizer(genai.Model(config))
         assert list(tokenizer.encode(PROMPT)) == expected[0]
         assert tokenizer.decode(expected[0]) == PROMPT
