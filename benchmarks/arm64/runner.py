@@ -71,9 +71,8 @@ def executorch(folder: Path) -> dict[str, Method]:
     module = binding._load_for_executorch(str(folder / "model.pte"))
 
     def method(name: str) -> Method:
-        stored = (
-            f"{name}_rows" if f"{name}_rows" in module.method_names() else name
-        )  # the first files' names were others
+        # The first files called their methods just so.
+        stored = f"{name}_rows" if f"{name}_rows" in module.method_names() else name
         return lambda values: [t.numpy() for t in module.run_method(stored, tuple(torch.from_numpy(v) for v in values))]
 
     return {name: method(name) for name in FILES}
