@@ -14,6 +14,7 @@ from mobileicsa.artifact.model import read_checked
 from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import copy_file
 from mobileicsa.io.checkpoint import copy_tokenizer
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.json_file import read_json
@@ -103,7 +104,9 @@ def export_artifact(
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
     with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
         facts = write_target(frozen, target, staging.folder, progress, adapters)
+        # For clients that read these beside the model.
         copy_tokenizer(folder, staging.folder)
+        copy_file(folder / layout.CONFIG, staging.folder / layout.CONFIG)
         staging.write_json(EXPORT_FILE, facts)
         staging.write_json(TARGET_FILE, target_json(target))
         staging.commit(overwrite=overwrite)
