@@ -44,20 +44,20 @@ def race(
                 children[contender.name] = child
             except MobileICSAError as error:
                 rows[contender.name] = {"failed": error.message}
+        runs = {(name, p): Runs(opened=opened[name], prompt_tokens=p) for p in prompts for name in children}
         for prompt in prompts:
-            runs = {name: Runs(opened=opened[name], prompt_tokens=prompt) for name in children}
             for turn in range(repeat + 1):
                 for name, child in children.items():
                     made = child.ask("run", prompt_tokens=prompt, generate_tokens=generate, vocab=vocab)
                     if turn:  # the first is the warm-up
-                        runs[name].turns.append(made)
-            for name, one in runs.items():
-                rows.setdefault(name, {})[str(prompt)] = one
-        for name, child in children.items():
-            reloaded = child.ask("reload")
-            for prompt in prompts:
-                rows[name][str(prompt)].reloaded = reloaded
-                rows[name][str(prompt)] = rows[name][str(prompt)].summary()
+                        runs[name, prompt].turns.append(made)
+        for _ in range(repeat):
+            for name, child in children.items():
+                loaded = child.ask("reload")["load_ms"]
+                for prompt in prompts:
+                    runs[name, prompt].loads.append(loaded)
+    for (name, prompt), one in runs.items():
+        rows.setdefault(name, {})[str(prompt)] = one.summary()
     return rows
 
 

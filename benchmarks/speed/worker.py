@@ -12,7 +12,7 @@ from mobileicsa.io.machine import peak_memory
 
 
 class Worker:
-    """open, then run and score as often as wanted, then reload."""
+    """open, then run, score and reload as often as wanted."""
 
     def open(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
         before = peak_memory()
@@ -41,7 +41,7 @@ class Worker:
         return evaluate(self._engine, text, window=window, max_windows=windows)
 
     def reload(self) -> dict[str, Any]:
-        """Load again with the runtime already started. Ends the runs."""
+        """Load again with the runtime already started: what a running app waits for."""
         kind, settings = self._made
         self._engine.close()
         start = time.perf_counter()
