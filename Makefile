@@ -12,7 +12,7 @@ DEMO_RECIPE ?= rotated
 MOBILEICSA_DATA ?= ../shared/data
 export MOBILEICSA_DATA
 
-.PHONY: setup demo test test-slow check check-android verify-arm64 bench docs clean
+.PHONY: setup demo test test-slow check check-android verify-arm64 bench bench-speed docs clean
 
 setup: $(STAMP)
 
@@ -93,6 +93,16 @@ bench: setup $(BENCH_WORK)/trained/training.json
 	$(BIN)/python -m benchmarks.accuracy.ablation --work $(BENCH_WORK) --windows 80 \
 	  --model $(BENCH_WORK)/trained --name small-llama
 	$(BIN)/python -m benchmarks.tables
+
+# Side by side with llama.cpp (whose libraries `npm pack @node-llama-cpp/linux-x64` brings, under a licence of their own,
+# and nothing here depends on), onnxruntime-genai (the extra `stock`), ExecuTorch's 8da4w and PyTorch. What is not there
+# is left out and named. The machine must be quiet; about an hour on one core.
+LLAMA_CPP ?= build/llama.cpp
+SPEED_TEXT ?= $(DEMO_TEXT)
+bench-speed: setup $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifest.json
+	$(BIN)/python -m benchmarks.speed.run --work $(BENCH_WORK)/speed --text $(SPEED_TEXT) \
+	  --artifact w8a8=$(DEMO_OUTPUT)/w8a8 --artifact w4a8=$(DEMO_OUTPUT)/w4a8 \
+	  $(if $(wildcard $(LLAMA_CPP)),--llama-cpp $(LLAMA_CPP))
 
 docs: setup
 	$(BIN)/python -m benchmarks.tables

@@ -1,4 +1,4 @@
-"""ExecuTorch back end: one model.pte with methods prefill and decode, lowered to XNNPACK (any Arm or x86 CPU)."""
+"""ExecuTorch back end: one model.pte for our runtime and for ExecuTorch's LLM runners, lowered to XNNPACK."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import export_method, method_lengths
+from mobileicsa.program.stock import export_stateful, free_slots
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager
@@ -31,10 +32,13 @@ MODEL_FILE = "model.pte"
 DIGEST_FILE = "model.pte.sha256"
 # Names of the inputs behind the cache, in order, where the program has room for adapters.
 ADAPTER_FILE = "adapter_inputs.json"
+# Not `decode`: a stock runner that finds it takes it for its own, with two inputs and the cache inside.
+METHOD_NAMES = {"prefill": "prefill_rows", "decode": "decode_rows"}
+STOCK_METHOD = "forward"
 
 
 class ExecutorchBackend:
-    """Writes model.pte; both methods read one copy of the weights."""
+    """Writes model.pte: our two methods, and the one that stock runners call, over one copy of the weights."""
 
     name = "executorch"
     compilers = ("executorch", "torchao")
@@ -48,12 +52,14 @@ class ExecutorchBackend:
 
         folder.mkdir(parents=True, exist_ok=True)
         shared: dict[int, Tensor] = {}
-        programs, forms = {}, {}
-        for method in method_lengths(target):
-            programs[method] = export_method(decoder, target, method)
-            forms[method] = prepare(programs[method], shared)
-        lowered = _lower(programs, constant_methods(decoder.spec, target, metadata))
-        facts = {method: {**_facts(lowered, method), "forms": forms[method]} for method in forms}
+        programs = {METHOD_NAMES[m]: export_method(decoder, target, m) for m in method_lengths(target)}
+        programs[STOCK_METHOD] = export_stateful(decoder, target)
+        forms = {name: prepare(program, shared) for name, program in programs.items()}
+        constants = constant_methods(decoder.spec, target, metadata) | {
+            "get_max_context_len": free_slots(decoder, target)
+        }
+        lowered = _lower(programs, constants)
+        facts = {name: {**_facts(lowered, name), "forms": form} for name, form in forms.items()}
         programs.clear()
         path = folder / MODEL_FILE
         _save(lowered, path)
@@ -64,7 +70,7 @@ class ExecutorchBackend:
         if factors:
             files.append(folder / ADAPTER_FILE)
             (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
-        return Written(files=tuple(files), facts={"bytes": size, **facts["decode"], "methods": facts})
+        return Written(files=tuple(files), facts={"bytes": size, **facts[METHOD_NAMES["decode"]], "methods": facts})
 
     def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
         from safetensors.torch import save_file
@@ -82,13 +88,18 @@ class ExecutorchBackend:
         return placement(folder / MODEL_FILE)
 
 
+def stored_name(method: str, present: Collection[str]) -> str:
+    """What a file with the methods `present` calls prefill or decode: the first ones called them just so."""
+    name = METHOD_NAMES.get(method, method)
+    return name if name in present else method
+
+
 def constant_methods(spec: ModelSpec, target: Target, metadata: dict[str, Any]) -> dict[str, Any]:
     """Methods that return a constant, named as ExecuTorch's own LLM runners read them, and ours."""
     return {
         **identity(spec, target),
         "get_eos_ids": list(metadata["eos_ids"]) or [-1],
         "get_prefix_ids": list(metadata["prefix_ids"]) or [-1],
-        "get_max_seq_len": target.context,
         "use_kv_cache": True,
     }
 
@@ -99,7 +110,7 @@ def identity(spec: ModelSpec, target: Target) -> dict[str, int]:
         "get_bos_id": -1 if spec.bos_id is None else spec.bos_id,
         "get_vocab_size": spec.vocab_size,
         "get_n_layers": spec.num_layers,
-        "get_max_context_len": target.context,
+        "get_max_seq_len": target.context,
         "get_prefill_chunk": target.prefill_chunk,
     }
 
@@ -151,10 +162,10 @@ def _save(lowered: EdgeProgramManager, path: Path) -> None:
 
     from mobileicsa_export.executorch_segments import store_equal_bytes_once
 
-    # Inputs are read where the caller has them: the cache is never copied.
+    # Inputs are read where the caller has them: the cache is never copied. A stock runner's is written in place.
     planning = MemoryPlanningPass(alloc_graph_input=False)
     try:
-        program = lowered.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+        program = lowered.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True))
     except RuntimeError as error:
         if "Missing out variants" not in str(error):
             raise

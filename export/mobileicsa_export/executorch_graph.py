@@ -40,6 +40,7 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
         counts["int16_edges_in_float_arithmetic"] = edges
     _mean_as_linear(editor)
     _tanh_gelu(editor)
+    _flatten_concatenations(editor)
     _load_before_concatenation(editor)
     for node in nodes(editor, aten.matmul.default):
         _attention_product(editor, node)
@@ -147,6 +148,16 @@ def _tanh_gelu(editor: ProgramEditor) -> None:
             editor.replace(
                 node, editor.call(aten.mul.Tensor, editor.call(aten.mul.Tensor, x, editor.scalar(0.5)), gate)
             )
+
+
+def _flatten_concatenations(editor: ProgramEditor) -> None:
+    """cat(cat(prefix, past), new) -> cat(prefix, past, new)."""
+    for node in nodes(editor, aten.cat.default):
+        parts: list[fx.Node] = []
+        for part in node.args[0]:  # type: ignore[union-attr]
+            inner = part.target is aten.cat.default and part.args[1:] == node.args[1:]  # type: ignore[union-attr]
+            parts.extend(part.args[0] if inner else [part])  # type: ignore[union-attr, arg-type, list-item]
+        node.args = (parts, *node.args[1:])
 
 
 def _load_before_concatenation(editor: ProgramEditor) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobileicsa.core.errors import VerificationError
 from mobileicsa.program.placement import placement_facts
+from mobileicsa_export.executorch import stored_name
 from mobileicsa_export.executorch_segments import read_program, read_segment
 
 if TYPE_CHECKING:
@@ -76,9 +77,11 @@ def delegate_graphs(path: Path, method: str) -> list[dict[str, Any]]:
 
 
 def _plan(path: Path, program: Program, method: str) -> ExecutionPlan:
-    for index in range(program.ExecutionPlanLength()):
-        if program.ExecutionPlan(index).Name().decode() == method:
-            return program.ExecutionPlan(index)
+    plans = [program.ExecutionPlan(index) for index in range(program.ExecutionPlanLength())]
+    named = {plan.Name().decode(): plan for plan in plans}
+    name = stored_name(method, named)
+    if name in named:
+        return named[name]
     raise VerificationError(f"{path}: no method {method}")
 
 

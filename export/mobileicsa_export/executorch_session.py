@@ -18,11 +18,18 @@ from mobileicsa.core.target import Target
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa_export.executorch import ADAPTER_FILE, DIGEST_FILE, MODEL_FILE, identity, sha256
+from mobileicsa_export.executorch import (
+    ADAPTER_FILE,
+    DIGEST_FILE,
+    METHOD_NAMES,
+    MODEL_FILE,
+    identity,
+    sha256,
+    stored_name,
+)
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("prefill", "decode")
 DTYPES = {1: torch.int8, 6: torch.float32}  # ExecuTorch's scalar types
 
 
@@ -41,7 +48,10 @@ class ExecutorchSession:
         try:
             self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
             _check_identity(path, self._program, spec, target)
-            self._methods: dict[str, Any] = {name: self._program.load_method(name) for name in METHODS}
+            present = self._program.method_names
+            self._methods: dict[str, Any] = {
+                method: self._program.load_method(stored_name(method, present)) for method in METHOD_NAMES
+            }
         except (RuntimeError, ValueError) as error:
             raise VerificationError(f"{path}: ExecuTorch cannot load it: {error}", hint="export it again") from error
         metadata, own = self._methods["decode"].metadata, 2 + 2 * spec.num_layers
@@ -110,7 +120,8 @@ def _adapter_inputs(path: Path) -> list[str]:
 def _check_identity(path: Path, program: Any, spec: ModelSpec, target: Target) -> None:
     """A sound file of another model or target must not run."""
     expected = identity(spec, target)
-    missing = sorted({*METHODS, *expected} - program.method_names)
+    present = program.method_names
+    missing = sorted({*(stored_name(method, present) for method in METHOD_NAMES), *expected} - present)
     if missing:
         raise VerificationError(f"{path}: no method {', '.join(missing)}")
     for name, value in expected.items():

@@ -50,8 +50,11 @@ class OnnxBackend:
         from mobileicsa_export.onnx_graph import convert, to_qdq_form
         from mobileicsa_export.onnx_load import load_graph
         from mobileicsa_export.onnx_names import rename
+        from mobileicsa_export.onnx_stock import DYNAMIC_FILE, GENAI_CONFIG, write_dynamic
 
         folder.mkdir(parents=True, exist_ok=True)
+        metadata = dict(metadata)
+        tokenizer_dir = metadata.pop("tokenizer_dir", "..")
         bits, factors = _stored_bits(decoder, target), adapter_inputs(decoder)
         facts: dict[str, Any] = {"opset": target.opset}
         with SharedData(folder / DATA_FILE) as data:
@@ -64,10 +67,17 @@ class OnnxBackend:
                 _describe(model, method, {**metadata, "target": target.name})
                 data.move(model)
                 ir.save(model, folder / MODEL_FILES[method])
+            if clients := _for_clients(target):
+                model = write_dynamic(decoder, target, bits, folder, tokenizer_dir)
+                _describe(model, "dynamic", {**metadata, "target": target.name})
+                data.move(model)
+                ir.save(model, folder / DYNAMIC_FILE)
+        # The file for stock clients holds operators of ONNX Runtime's own, which the checker does not know.
         for name in MODEL_FILES.values():
             onnx.checker.check_model(str(folder / name), full_check=True)
         facts |= facts["decode"]
-        files = tuple(folder / name for name in (*MODEL_FILES.values(), DATA_FILE))
+        names = [*MODEL_FILES.values(), DATA_FILE, *([DYNAMIC_FILE, GENAI_CONFIG] if clients else [])]
+        files = tuple(folder / name for name in names)
         frozen = any(isinstance(module, QdqEdge) for module in decoder.modules())
         if frozen:
             graphs = [load_graph(folder / name).graph for name in MODEL_FILES.values()]
@@ -98,6 +108,11 @@ def _open(folder: Path, spec: ModelSpec, target: Target, threads: int | None, nu
     session = OnnxSession(folder, spec, threads=threads, numerics=numerics)
     session.check_target(target)
     return session
+
+
+def _for_clients(target: Target) -> bool:
+    """Stock clients run on a CPU; other back ends only borrow this one's files."""
+    return target.nonlinear == "fused" and OnnxBackend.name in target.backends
 
 
 def _stored_bits(decoder: Decoder, target: Target) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -31,9 +32,9 @@ def check_identity(path: Path, model: ir.Model, spec: ModelSpec, method: str) ->
         raise VerificationError(f"{path}: has {vocabulary} logits, the model {spec.vocab_size}")
 
 
-def check_target(path: Path, model: ir.Model, target: Target) -> None:
-    """VerificationError where the file was written for another target than that of the artifact."""
-    found = model.metadata_props["target"]
+def check_target(path: Path, facts: Mapping[str, str], target: Target) -> None:
+    """VerificationError where a file with the metadata `facts` was written for another target than the artifact's."""
+    found = facts["target"]
     if found != target.name:
         raise VerificationError(
             f"{path}: was written for target {found}, expected {target.name}",

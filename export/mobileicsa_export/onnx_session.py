@@ -63,7 +63,13 @@ def session_options(folder: Path, kernels: Kernels, *, threads: int | None, opti
 
 def start(path: Path, *, threads: int | None, numerics: Numerics, profile: Path | None = None) -> ort.InferenceSession:
     """Check and load one model; `profile` is a file name prefix."""
-    model = load_graph(path)
+    return start_graph(load_graph(path), path, threads=threads, numerics=numerics, profile=profile)
+
+
+def start_graph(
+    model: ir.Model, path: Path, *, threads: int | None, numerics: Numerics, profile: Path | None = None
+) -> ort.InferenceSession:
+    """As `start`, of a graph that was read from `path`; it is changed in place."""
     kernels = host_kernels()
     options = session_options(path.parent, kernels, threads=threads, optimise=numerics != "as_written")
     if profile is not None:
@@ -84,16 +90,19 @@ class OnnxSession:
     ) -> None:
         self._names = input_names(spec)
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._facts: dict[Path, dict[str, str]] = {}
         self._adapter: tuple[ort.RunOptions | None, ort.LoraAdapter | None] = (None, None)
         for method, file in MODEL_FILES.items():
-            check_identity(folder / file, load_graph(folder / file), spec, method)
-            self._sessions[method] = start(folder / file, threads=threads, numerics=numerics)
-        self._folder = folder
+            # Read once: to parse a graph takes longer than ONNX Runtime takes to load it.
+            model = load_graph(folder / file)
+            check_identity(folder / file, model, spec, method)
+            self._facts[folder / file] = dict(model.metadata_props)
+            self._sessions[method] = start_graph(model, folder / file, threads=threads, numerics=numerics)
 
     def check_target(self, target: Target) -> None:
         """VerificationError where the files were written for another target than that of the artifact."""
-        for file in MODEL_FILES.values():
-            check_target(self._folder / file, load_graph(self._folder / file), target)
+        for path, facts in self._facts.items():
+            check_target(path, facts, target)
 
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]

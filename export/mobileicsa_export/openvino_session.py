@@ -59,7 +59,7 @@ class OpenvinoSession:
         for method, file in MODEL_FILES.items():
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
-            check_target(folder / file, model, target)
+            check_target(folder / file, model.metadata_props, target)
             self._requests[method] = compile_method(folder / file, threads=threads).create_infer_request()
 
     def run(

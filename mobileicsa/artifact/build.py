@@ -171,8 +171,10 @@ class _Build:
                     shutil.rmtree(self.staging.folder / subfolder, ignore_errors=True)
                     decoder = decoder or build_adapted(model, self.adapters, primitive=target.nonlinear == "primitive")
                     tick = self.progress.step(f"write {name} for {target.name}", 1)
-                    folder = self.staging.folder / subfolder
-                    write = partial(write_backend, decoder, target, name, folder, model.plan, self.adapters)
+                    root = self.staging.folder
+                    write = partial(
+                        write_backend, decoder, target, name, root / subfolder, model.plan, self.adapters, root=root
+                    )
                     facts = self._timed(stage, write)
                     tick()
                     self.staging.stages.save(stage, run, {}, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mobileicsa.artifact.model import read_checked
 from mobileicsa.core.errors import InputError, UsageError
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import copy_file
+from mobileicsa.io.checkpoint import copy_tokenizer
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.lock import OutputLock
@@ -33,16 +36,24 @@ EXPORT_FILE = "export.json"  # what the command answered; size and SHA-256 of ev
 
 
 def write_backend(
-    decoder: Decoder, target: Target, name: str, folder: Path, plan: QuantPlan, adapters: Sequence[PlanAdapter] = ()
+    decoder: Decoder,
+    target: Target,
+    name: str,
+    folder: Path,
+    plan: QuantPlan,
+    adapters: Sequence[PlanAdapter] = (),
+    *,
+    root: Path,
 ) -> dict[str, Any]:
     """Lower a decoder, which has room for the adapters, with one back end, and write them beside it; returns
-    {"files": {name: {bytes, sha256}}, "facts": {...}}."""
+    {"files": {name: {bytes, sha256}}, "facts": {...}}. `root` is the folder that the tokenizer lies in."""
     metadata = {
         "bos_id": plan.spec.bos_id,
         "eos_ids": list(plan.spec.eos_ids),
         "prefix_ids": list(plan.prefix_ids),
         "context": target.context,
         "scheme": plan.scheme.name,
+        "tokenizer_dir": Path(os.path.relpath(root, folder)).as_posix(),
     }
     back_end = find_backend(name)
     written = back_end.write(decoder, target, folder, metadata)
@@ -93,6 +104,9 @@ def export_artifact(
     resumable = any(isinstance(find_backend(name), ResumableBackend) for name in target.backends)
     with OutputLock(output), Staging(output, run, resumable=resumable, flag=None) as staging:
         facts = write_target(frozen, target, staging.folder, progress, adapters)
+        # For clients that read these beside the model.
+        copy_tokenizer(folder, staging.folder)
+        copy_file(folder / layout.CONFIG, staging.folder / layout.CONFIG)
         staging.write_json(EXPORT_FILE, facts)
         staging.write_json(TARGET_FILE, target_json(target))
         staging.commit(overwrite=overwrite)
@@ -123,7 +137,7 @@ def write_target(
     written = {}
     for name in target.backends:
         tick = progress.step(f"write {name} for {target.name}", 1)
-        written[name] = write_backend(decoder, target, name, folder / name, frozen.plan, adapters)
+        written[name] = write_backend(decoder, target, name, folder / name, frozen.plan, adapters, root=folder)
         tick()
     told = {"adapters": {adapter.name: adapter.facts for adapter in adapters}} if adapters else {}
     return {"target": target.name, **told, **of_all({n: w["facts"] for n, w in written.items()}), "backends": written}

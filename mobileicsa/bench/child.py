@@ -14,13 +14,13 @@ from mobileicsa.core import errors
 
 
 class Child:
-    """One `mobileicsa.bench.worker` process. Use as a context manager: it never outlives the bench."""
+    """One worker process. Use as a context manager: it never outlives the bench."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, module: str = "mobileicsa.bench.worker") -> None:
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mobileicsa.bench.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

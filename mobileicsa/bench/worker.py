@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -101,13 +101,11 @@ def _milliseconds(start: float) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def serve(lines: Iterable[str], out: TextIO) -> None:
-    worker = Worker()
-    commands: dict[str, Callable[..., dict[str, Any]]] = {
-        "open": worker.open,
-        "run": worker.run,
-        "reload": worker.reload,
-    }
+Commands = Mapping[str, Callable[..., dict[str, Any]]]
+
+
+def serve(lines: Iterable[str], out: TextIO, commands: Commands) -> None:
+    """Answer each request {"command", arguments} with a line of what the command returns, or of its error."""
     for line in lines:
         request = json.loads(line)
         try:
@@ -118,11 +116,16 @@ def serve(lines: Iterable[str], out: TextIO) -> None:
         out.flush()
 
 
-def main() -> None:
-    # Runtimes print to stdout; keep it for the answers alone.
+def answer_lines(lines: Iterable[str], commands: Commands) -> None:
+    """`serve` on stdout, which runtimes print to: it is kept for the answers alone."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(lines, answers, commands)
+
+
+def main() -> None:
+    worker = Worker()
+    answer_lines(sys.stdin, {"open": worker.open, "run": worker.run, "reload": worker.reload})
 
 
 if __name__ == "__main__":

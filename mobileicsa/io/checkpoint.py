@@ -92,7 +92,7 @@ def open_checkpoint(name: str) -> Checkpoint:
             )
         return _open_gguf(name, path)
     if name in BUNDLED:
-        return _open_gguf(name, _bundled_file(name))
+        return _open_gguf(name, bundled_file(name))
     if on_hub := _HUB_ID.fullmatch(name):
         folder = download(on_hub[1], on_hub[2])
         return replace(_open_folder(name, folder), revision=folder.name)
@@ -102,7 +102,8 @@ def open_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def _bundled_file(name: str) -> Path:
+def bundled_file(name: str) -> Path:
+    """The GGUF file of a name in BUNDLED; EnvironmentFault where its package is not installed."""
     package, file, install = BUNDLED[name]
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
@@ -143,7 +144,7 @@ def _open_folder(name: str, folder: Path) -> Checkpoint:
         tensors=source,
         generation=_generation(folder, config, roots),
         identity=_identity(config, source),
-        tokenizer_writer=lambda target: _copy_tokenizer(folder, target, roots),
+        tokenizer_writer=lambda target: copy_tokenizer(folder, target, roots),
     )
 
 
@@ -201,7 +202,8 @@ def _generation(folder: Path, config: dict[str, Any], roots: tuple[Path, ...]) -
     return result
 
 
-def _copy_tokenizer(source: Path, target: Path, roots: tuple[Path, ...]) -> None:
+def copy_tokenizer(source: Path, target: Path, roots: tuple[Path, ...] = ()) -> None:
+    """Copy the tokenizer's files; `roots`: where links in `source` may lead beside itself."""
     for name in TOKENIZER_FILES:
         path = inside(source, name, allowed_roots=roots)
         if path.is_file():

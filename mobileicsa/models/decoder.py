@@ -127,6 +127,8 @@ class Decoder(nn.Module):
         self.head = Head(spec, primitive=primitive)
         self.rope_tables = nn.ModuleList(Edge("derived") for _ in spec.ropes)
         self.mask = Edge("derived")
+        # Stored rows that stand before every conversation: only a frozen decoder has them.
+        self.prefix_rows: list[LayerCache] = []
 
     def rope_edges(self) -> list[Edge]:
         """One a `spec.ropes` entry: the encoding of its tables."""

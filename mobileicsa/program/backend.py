@@ -58,7 +58,8 @@ class Backend(Protocol):
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
         """Lower both methods of a frozen (or float32) decoder into `folder`.
 
-        `metadata`: bos_id, eos_ids, prefix_ids, context. Raises Unsupported, never leaves an op silently in float.
+        `metadata`: bos_id, eos_ids, prefix_ids, context; tokenizer_dir, where the tokenizer lies as seen from `folder`.
+        Raises Unsupported, never leaves an op silently in float.
         """
         ...
 

@@ -68,6 +68,8 @@ def build_decoder(model: FrozenModel, *, primitive: bool, room: Room | None = No
     left = [n for n, t in [*decoder.named_parameters(), *decoder.named_buffers()] if t.is_meta]
     if left:
         raise SchemeError(f"{left[0]}: no value in the frozen tensors ({len(left)} missing)")
+    if plan.prefix_ids:
+        decoder.prefix_rows = model.prefix_cache()
     return decoder.eval()
 
 

@@ -17,7 +17,49 @@ def attention_windows(spec: ModelSpec) -> list[int | None]:
     return sorted({layer.sliding_window for layer in spec.layers}, key=lambda w: w or 0)
 
 
-class Method(nn.Module):
+class Inputs(nn.Module):
+    """What a decoder needs beside tokens and cache: RoPE tables of `context` positions, and attention masks.
+
+    Both are kept as their edges store them: integers in a primitive program.
+    """
+
+    slots: Tensor
+    allowed: Tensor
+    masked: Tensor
+
+    def __init__(self, decoder: Decoder, *, context: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.windows = attention_windows(decoder.spec)
+        self.register_buffer("slots", torch.arange(context), persistent=False)
+        for index, (rope, edge) in enumerate(zip(decoder.spec.ropes, decoder.rope_edges(), strict=True)):
+            cos, sin = rope_table(rope, torch.arange(context))
+            self.register_buffer(f"cos_{index}", edge.store(cos), persistent=False)
+            self.register_buffer(f"sin_{index}", edge.store(sin), persistent=False)
+        allowed, masked = (decoder.mask.store(torch.tensor(value)) for value in (0.0, MASKED))
+        self.mask_dtype = allowed.dtype
+        # ONNX Runtime selects among 32-bit numbers, not among int16.
+        wide = torch.float32 if allowed.is_floating_point() else torch.int32
+        self.register_buffer("allowed", allowed.to(wide), persistent=False)
+        self.register_buffer("masked", masked.to(wide), persistent=False)
+
+    def stored(self, allowed: Tensor) -> Tensor:
+        """The mask, as stored, that lets through where `allowed` (bool) is true."""
+        return torch.where(allowed, self.allowed, self.masked).to(self.mask_dtype)
+
+    def table_rows(self, table: str, positions: Tensor) -> Tensor:
+        """Rows (T, 2n), as stored, of the buffer `cos_<rope>` or `sin_<rope>`."""
+        return torch.nn.functional.embedding(positions, getattr(self, table))
+
+    def ropes(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Tables (T, 2n), as loaded, of each of the model's RoPEs at `positions` (T,) int64."""
+        return [
+            (edge.load(self.table_rows(f"cos_{i}", positions)), edge.load(self.table_rows(f"sin_{i}", positions)))
+            for i, edge in enumerate(self.decoder.rope_edges())
+        ]
+
+
+class Method(Inputs):
     """Run `length` tokens against a static cache of `context` slots.
 
     Inputs: token_ids (1, T) int64; position (1,) int64 = number of valid cache slots = position of the first token;
@@ -28,35 +70,14 @@ class Method(nn.Module):
     """
 
     offsets: Tensor
-    slots: Tensor
-    allowed: Tensor
-    masked: Tensor
 
     def __init__(self, decoder: Decoder, *, length: int, context: int) -> None:
-        super().__init__()
-        spec = decoder.spec
-        self.decoder = decoder
-        self.windows = attention_windows(spec)
+        super().__init__(decoder, context=context)
         self.register_buffer("offsets", torch.arange(length), persistent=False)
-        self.register_buffer("slots", torch.arange(context), persistent=False)
-        # Tables and masks are kept as their edges store them: integers in a primitive program.
-        for index, (rope, edge) in enumerate(zip(spec.ropes, decoder.rope_edges(), strict=True)):
-            cos, sin = rope_table(rope, torch.arange(context))
-            self.register_buffer(f"cos_{index}", edge.store(cos), persistent=False)
-            self.register_buffer(f"sin_{index}", edge.store(sin), persistent=False)
-        allowed, masked = (decoder.mask.store(torch.tensor(value)) for value in (0.0, MASKED))
-        self.mask_dtype = allowed.dtype
-        # ONNX Runtime selects among 32-bit numbers, not among int16.
-        wide = torch.float32 if allowed.is_floating_point() else torch.int32
-        self.register_buffer("allowed", allowed.to(wide), persistent=False)
-        self.register_buffer("masked", masked.to(wide), persistent=False)
         for index, window in enumerate(self.windows):
             distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
             allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-            self.register_buffer(f"inner_mask_{index}", self._mask(allowed), persistent=False)
-
-    def _mask(self, allowed: Tensor) -> Tensor:
-        return torch.where(allowed, self.allowed, self.masked).to(self.mask_dtype)
+            self.register_buffer(f"inner_mask_{index}", self.stored(allowed), persistent=False)
 
     def positions(self, position: Tensor) -> Tensor:
         """Positions (T,) int64 of the call's tokens."""
@@ -64,17 +85,13 @@ class Method(nn.Module):
         # Padding of the last chunk may reach past the table; its rows are never used.
         return positions.clamp(max=self.slots.shape[0] - 1)
 
-    def table_rows(self, table: str, positions: Tensor) -> Tensor:
-        """Rows (T, 2n), as stored, of the buffer `cos_<rope>` or `sin_<rope>`."""
-        return torch.nn.functional.embedding(positions, getattr(self, table))
-
     def stored_mask(self, index: int, position: Tensor, positions: Tensor) -> Tensor:
         """Mask (T, context + T), as stored, of `self.windows[index]`: cached slots, then the call's own tokens."""
         window = self.windows[index]
         cached = self.slots[None, :] < position
         if window is not None:
             cached = cached & (positions[:, None] - self.slots[None, :] < window)
-        outer = self._mask(cached).expand(self.offsets.shape[0], self.slots.shape[0])
+        outer = self.stored(cached).expand(self.offsets.shape[0], self.slots.shape[0])
         return torch.cat((outer, getattr(self, f"inner_mask_{index}")), dim=1)
 
     def forward(self, token_ids: Tensor, position: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -84,13 +101,7 @@ class Method(nn.Module):
 
     def _forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         positions = self.positions(position)
-        ropes = [
-            (
-                edge.load(self.table_rows(f"cos_{i}", positions)),
-                edge.load(self.table_rows(f"sin_{i}", positions)),
-            )
-            for i, edge in enumerate(self.decoder.rope_edges())
-        ]
+        ropes = self.ropes(positions)
         masks = {
             window: self.decoder.mask.load(self.stored_mask(index, position, positions))
             for index, window in enumerate(self.windows)

@@ -11,7 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from executorch.runtime import Runtime
-from mobileicsa_export.executorch import MODEL_FILE, ExecutorchBackend, _lower, _save, constant_methods
+from mobileicsa_export.executorch import (
+    METHOD_NAMES,
+    MODEL_FILE,
+    STOCK_METHOD,
+    ExecutorchBackend,
+    _lower,
+    _save,
+    constant_methods,
+    stored_name,
+)
 from mobileicsa_export.executorch_placement import delegate_graphs, placement
 from mobileicsa_export.executorch_segments import store_equal_bytes_once
 from tiny_frozen import CHUNK, CONTEXT, VOCAB, target, tiny_frozen, tiny_spec
@@ -75,13 +84,13 @@ def constant(path: Path, method: str) -> Any:
     return value
 
 
-def test_both_methods_share_one_copy_of_the_weights(
+def test_all_methods_share_one_copy_of_the_weights(
     frozen: FrozenModel, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executorch_backend, "method_lengths", lambda target: {"decode": 1})
     ExecutorchBackend().write(build_decoder(frozen, primitive=False), target(), tmp_path, METADATA)
     alone = (tmp_path / MODEL_FILE).stat().st_size
-    assert set(METHODS) <= Runtime.get().load_program(model).method_names
+    assert {*METHOD_NAMES.values(), STOCK_METHOD} <= Runtime.get().load_program(model).method_names
     assert integers(frozen) < alone < model.stat().st_size < alone + 0.25 * integers(frozen)
 
 
@@ -106,6 +115,20 @@ def test_every_weight_is_multiplied_by_an_integer_kernel_of_the_one_delegate(mod
     assert found["products"] == {"integer": 8, "float": 4}
     assert found["by_op"]["FullyConnected"] == {"integer": 8, "float": 3}  # the mean of each norm
     assert found["fallbacks"] == []
+
+
+def test_a_stock_runners_method_is_one_delegate_too_and_writes_its_cache_in_place(model: Path) -> None:
+    found = placement(model, STOCK_METHOD)
+    assert len(delegate_graphs(model, STOCK_METHOD)) == 1
+    assert found["products"] == {"integer": 8, "float": 4}
+    outside = {op: kinds["outside"] for op, kinds in found["by_op"].items() if "outside" in kinds}
+    assert outside["index_put_"] == 2
+    assert {fallback["node"] for fallback in found["fallbacks"]} <= {"cat", "full", "index_put_"}
+
+
+def test_files_whose_methods_have_the_first_names_are_still_read() -> None:
+    assert stored_name("decode", {"prefill_rows", "decode_rows", "forward"}) == "decode_rows"
+    assert stored_name("decode", {"prefill", "decode"}) == "decode"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -154,7 +177,9 @@ def test_constant_methods_of_an_artifact_repeat_its_plan(artifact: Path) -> None
     assert constant(model, "get_eos_ids") == config["eos_token_id"]
     assert constant(model, "get_vocab_size") == config["vocab_size"]
     assert constant(model, "get_n_layers") == config["num_hidden_layers"]
-    assert constant(model, "get_max_context_len") == chosen["context"]
+    assert constant(model, "get_max_seq_len") == chosen["context"]
+    # What a stock runner may fill: the prefix takes the rest.
+    assert constant(model, "get_max_context_len") == chosen["context"] - len(plan["prefix_ids"])
     assert constant(model, "get_prefill_chunk") == chosen["prefill_chunk"]
     program = Runtime.get().load_program(model)
     assert program.load_method("get_prefix_ids").execute([]) == (plan["prefix_ids"] or [-1])

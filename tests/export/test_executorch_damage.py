@@ -110,5 +110,5 @@ def test_the_model_of_another_artifact_is_a_verification_error(
 
 
 def test_a_file_for_another_target_is_a_verification_error(folder: Path, spec: ModelSpec, made_for: Target) -> None:
-    with pytest.raises(VerificationError, match=f"get_max_context_len is {made_for.context}, expected 4000"):
+    with pytest.raises(VerificationError, match=f"get_max_seq_len is {made_for.context}, expected 4000"):
         ExecutorchBackend().open(folder, spec, replace(made_for, context=4000))

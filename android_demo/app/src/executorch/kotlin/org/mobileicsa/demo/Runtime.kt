@@ -21,6 +21,7 @@ object Runtime {
 private class ExecutorchSession(folder: File, facts: ModelFacts, threads: Int, choices: Choices) : Session {
     override val runtime = "executorch-android ${BuildVersions.EXECUTORCH}"
     private val module: Module
+    private val stored: Map<String, String>
     private val shape = longArrayOf(1, facts.kvHeads.toLong(), facts.context.toLong(), facts.headDim.toLong())
     private val real = facts.cacheBytesPerValue == 4
     private var wrapped: List<ByteBuffer> = emptyList()
@@ -30,7 +31,10 @@ private class ExecutorchSession(folder: File, facts: ModelFacts, threads: Int, c
         require(choices == Choices()) { "this model has no adapters and no early exits" }
         val path = File(folder, facts.methods.getValue("decode")).path
         module = Module.load(path, Module.LOAD_MODE_MMAP, threads)
-        for (method in facts.methods.keys) module.loadMethod(method)
+        // A runner of ExecuTorch's own takes `decode` for its method: ours have other names, but in the first files.
+        val present = module.getMethods().toSet()
+        stored = facts.methods.keys.associateWith { if ("${it}_rows" in present) "${it}_rows" else it }
+        for (method in stored.values) module.loadMethod(method)
     }
 
     override fun run(method: String, tokens: LongArray, position: Long, cache: List<ByteBuffer>): Output {
@@ -43,7 +47,7 @@ private class ExecutorchSession(folder: File, facts: ModelFacts, threads: Int, c
             EValue.from(Tensor.fromBlob(direct(tokens), longArrayOf(1, tokens.size.toLong()))),
             EValue.from(Tensor.fromBlob(direct(longArrayOf(position)), longArrayOf(1))),
         ) + cacheValues
-        val outputs = module.execute(method, *inputs.toTypedArray())
+        val outputs = module.execute(stored.getValue(method), *inputs.toTypedArray())
         val logits = outputs[0].toTensor().dataAsFloatArray
         return Output(logits, outputs.drop(1).map { bytes(it.toTensor()) })
     }
