@@ -23,14 +23,20 @@ def hold_lock(output: Path, held: int, release: int) -> None:
         os.read(release, 1)
 
 
-def test_fault_43_a_second_run_on_the_same_output_is_refused_at_once_naming_the_holder(tmp_path: Path) -> None:
+def held_by_a_child(output: Path) -> tuple[int, int]:
+    """Another process holds the lock: its pid, and where a byte makes it let go."""
     held, tell_held = os.pipe()
     release, tell_release = os.pipe()
     child = os.fork()
     if child == 0:
-        hold_lock(tmp_path / "out", tell_held, release)
+        hold_lock(output, tell_held, release)
         os._exit(0)
     os.read(held, 1)
+    return child, tell_release
+
+
+def test_fault_43_a_second_run_on_the_same_output_is_refused_at_once_naming_the_holder(tmp_path: Path) -> None:
+    child, tell_release = held_by_a_child(tmp_path / "out")
     start = time.monotonic()
     with pytest.raises(EnvironmentFault, match=rf"pid {child} on {socket.gethostname()}, since") as caught:
         OutputLock(tmp_path / "out").__enter__()
@@ -93,13 +99,7 @@ def test_fault_43_many_runs_never_hold_the_lock_together(tmp_path: Path) -> None
 def test_fault_43_a_run_that_waits_goes_on_when_the_other_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held, tell_held = os.pipe()
-    release, tell_release = os.pipe()
-    child = os.fork()
-    if child == 0:
-        hold_lock(tmp_path / "out", tell_held, release)
-        os._exit(0)
-    os.read(held, 1)
+    child, tell_release = held_by_a_child(tmp_path / "out")
     order: list[str] = []
 
     def wait() -> None:
