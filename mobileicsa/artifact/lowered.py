@@ -118,26 +118,21 @@ class Lowered:
 
     def _lower(self, progress: Progress) -> None:
         """Make the cache entry where there is none, or a damaged one; a run that makes it already is waited for."""
-        with OutputLock(self.files.with_suffix(".made"), waits=True):
-            wrong = damage(self.files) if self.files.exists() else "new"
-            if wrong is None:
-                return
-            if wrong != "new":
-                log.warning("%s: %s; it is made again", self.files, wrong)
-            alone = replace(self.target, backends=(self.backend,))
-            try:
-                export_artifact(
-                    self.folder,
-                    alone,
-                    self.files,
-                    progress,
-                    layers=self.layers,
-                    overwrite=True,
-                    adapters=self.adapters,
-                )
-            except EnvironmentFault as error:
-                hint = f"{CACHE} names another folder for what is lowered"
-                raise EnvironmentFault(error.message, hint=hint) from error
+        try:
+            with OutputLock(self.files.with_suffix(".made"), waits=True):
+                self._lower_alone(progress)
+        except EnvironmentFault as error:
+            hint = f"{CACHE} names another folder for what is lowered"
+            raise EnvironmentFault(error.message, hint=hint) from error
+
+    def _lower_alone(self, progress: Progress) -> None:
+        wrong = damage(self.files) if self.files.exists() else "new"
+        if wrong is None:
+            return
+        if wrong != "new":
+            log.warning("%s: %s; it is made again", self.files, wrong)
+        alone, adapters = replace(self.target, backends=(self.backend,)), self.adapters
+        export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True, adapters=adapters)
 
 
 def _compilers(backend: str) -> tuple[str, ...]:
