@@ -10,6 +10,7 @@ from mobileicsa.artifact.adapter_choice import chosen
 from mobileicsa.artifact.adapter_plan import check_adapting
 from mobileicsa.artifact.adapters import MAX_SATURATION
 from mobileicsa.artifact.build import build
+from mobileicsa.artifact.exits import ExitOptions, ExitPlan, build_exits, plan_exits
 from mobileicsa.artifact.exported import export_artifact
 from mobileicsa.artifact.plan_build import BuildOptions, BuildPlan, plan_build
 from mobileicsa.bench.environment import environment
@@ -17,6 +18,7 @@ from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.methods import runner
 from mobileicsa.program.targets import find_target
 from mobileicsa.quantize.steps import Progress, Quiet
+from mobileicsa.report.exits import exits_figure
 from mobileicsa.report.html import write_report
 from mobileicsa.report.methods import result_figure
 
@@ -35,6 +37,22 @@ def quantize(
     if options.get("calibration") is not None:
         options["calibration"] = Path(options["calibration"])
     return build_from(plan_build(BuildOptions(model=model, scheme=scheme, output=Path(output), **options)), progress)
+
+
+def quantize_exits(
+    model: str | Path, scheme: str, output: str | Path, *, progress: Progress | None = None, **options: Any
+) -> dict[str, Any]:
+    """Quantise an early-exit model's folder into the artifact folder `output`; returns its report.
+
+    `options` are the further fields of `ExitOptions` (calibration, target, seed, overwrite).
+    """
+    plan = plan_exits(ExitOptions(model=Path(model), scheme=scheme, output=Path(output), **options))
+    return build_exits_from(plan, progress)
+
+
+def build_exits_from(plan: ExitPlan, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out a checked plan of `plan_exits`; returns the report."""
+    return build_exits(plan, progress or Quiet(), exits_figure)
 
 
 def build_from(plan: BuildPlan, progress: Progress | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import adapter_inputs
-from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.backend import Session, StageSession, Written
 from mobileicsa.program.methods import export_method, method_lengths
 from mobileicsa.program.stock import export_stateful, free_slots
 
@@ -42,6 +42,7 @@ class ExecutorchBackend:
 
     name = "executorch"
     compilers = ("executorch", "torchao")
+    separate_files = False
     adapter_suffix = ".safetensors"
 
     def unavailable(self) -> str | None:
@@ -71,6 +72,16 @@ class ExecutorchBackend:
             files.append(folder / ADAPTER_FILE)
             (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
         return Written(files=tuple(files), facts={"bytes": size, **facts[METHOD_NAMES["decode"]], "methods": facts})
+
+    def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
+        from mobileicsa_export.executorch_stages import write_stages
+
+        return write_stages(programs, folder)
+
+    def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession:
+        from mobileicsa_export.executorch_stages import ExecutorchStages
+
+        return ExecutorchStages(folder, names, threads=threads)
 
     def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
         from safetensors.torch import save_file

@@ -66,6 +66,12 @@ def _core_operators(editor: ProgramEditor) -> None:
         with editor.standing_for(node):
             # A copy is contiguous, so that a reshape after it needs no clone.
             editor.replace(node, editor.call(aten.permute_copy.default, node.args[0], order))
+    for node in nodes(editor, aten.permute.default):
+        with editor.standing_for(node):
+            editor.replace(node, editor.call(aten.permute_copy.default, *node.args))
+    for node in nodes(editor, aten.flatten.using_ints, aten.reshape.default):
+        with editor.standing_for(node):
+            editor.replace(node, editor.call(aten.view.default, node.args[0], shape(node)))
     for node in nodes(editor, aten.softmax.int):
         with editor.standing_for(node):
             editor.replace(node, editor.call(aten._softmax.default, *node.args[:2], False))

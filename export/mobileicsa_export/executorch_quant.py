@@ -251,13 +251,16 @@ def rounded(editor: ProgramEditor, x: object, grid: Grid) -> fx.Node:
 
 
 def express_int16(editor: ProgramEditor) -> int:
-    """Every 16-bit quantise/dequantise pair as exact float arithmetic; how many there were."""
+    """Every 16-bit quantise/dequantise pair as exact float arithmetic; how many there were.
+
+    Those that the program hands on as integers stay: a kernel outside of the delegate writes them.
+    """
     count = 0
     for q in nodes(editor, QUANTIZE):
         grid = Grid.of(q)
-        if grid.dtype != torch.int16:
-            continue
         users = list(q.users)
+        if grid.dtype != torch.int16 or (users and all(user.op == "output" for user in users)):
+            continue
         if any(user.target is not DEQUANTIZE for user in users):
             raise Unsupported(q.name, "16-bit integers leave the program or are moved as integers")
         count += 1

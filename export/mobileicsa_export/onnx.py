@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import adapter_inputs
-from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.backend import Session, StageSession, Written
 from mobileicsa.program.methods import export_method, input_names, method_lengths, output_names
 from mobileicsa.program.qdq import QdqEdge, QuantLinear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
+    from torch.export import ExportedProgram
 
     from mobileicsa_export.onnx_session import Numerics
 
@@ -34,6 +35,7 @@ class OnnxBackend:
     """Writes model.onnx (decode), model_prefill.onnx, the weights of both in model.onnx.data, and encodings for QNN."""
 
     name = "onnx"
+    separate_files = True
     adapter_suffix = ".onnx_adapter"
 
     def unavailable(self) -> str | None:
@@ -83,6 +85,16 @@ class OnnxBackend:
             graphs = [load_graph(folder / name).graph for name in MODEL_FILES.values()]
             files += write_encodings(decoder, graphs, folder)
         return Written(files=files, facts=facts)
+
+    def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
+        from mobileicsa_export.onnx_stages import write_stages
+
+        return write_stages(programs, target, folder)
+
+    def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession:
+        from mobileicsa_export.onnx_stages import OnnxStages
+
+        return OnnxStages(folder, names, threads=threads)
 
     def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
         from mobileicsa_export.onnx_adapter import write_adapter

@@ -106,6 +106,7 @@ def _give_each_its_encoding(graph: ir.Graph) -> None:
 
 
 def _orient_weights(graph: ir.Graph, weight_bits: Mapping[str, int]) -> None:
+    done: dict[ir.Value, ir.Value] = {}  # a weight that several products read is turned once
     for node in list(graph):
         if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != (1, 0):
             continue
@@ -114,7 +115,10 @@ def _orient_weights(graph: ir.Graph, weight_bits: Mapping[str, int]) -> None:
             if len(source.uses()) == 1:
                 _replace(node, constant(graph, f"{source.name}_t", _transposed(source.const_value, 32)))
         elif source.producer() is not None and source.producer().op_type == "DequantizeLinear":
-            _replace(node, _oriented(graph, source.producer(), node, weight_bits))
+            weight = source.producer().inputs[0]
+            if weight not in done:
+                done[weight] = _oriented(graph, source.producer(), node, weight_bits)
+            _replace(node, done[weight])
 
 
 def _oriented(graph: ir.Graph, dequantize: ir.Node, before: ir.Node, weight_bits: Mapping[str, int]) -> ir.Value:
@@ -126,7 +130,7 @@ def _oriented(graph: ir.Graph, dequantize: ir.Node, before: ir.Node, weight_bits
     weight = dequantize.inputs[0]
     name = weight.name
     scale = constant(graph, f"{name}/scale", _stored(dequantize.inputs[1]))
-    if len(weight.uses()) > 1:
+    if any(use.node.op_type != "DequantizeLinear" for use in weight.uses()):
         turn = ir.node("Transpose", [weight], attributes={"perm": (1, 0)}, name=f"{name}/transpose")
         turn.metadata_props.update(dequantize.metadata_props)
         graph.insert_before(before, turn)

@@ -17,7 +17,10 @@ OLDEST_FORMAT = 1
 # Files rewritten by eval, bench and report after the build: their hashes would go stale by design.
 MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD)
 # A manifest that forgot one of these would leave it unchecked.
-REQUIRED = (layout.CONFIG, layout.PLAN, layout.WEIGHTS, layout.TOKENIZER, layout.GOLDEN, layout.GREEDY)
+_ALWAYS = (layout.CONFIG, layout.PLAN, layout.WEIGHTS, layout.GOLDEN)
+# Kinds of artifact; a manifest that names none is of a decoder.
+DECODER, EARLY_EXIT = "decoder", "early-exit"
+REQUIRED = {DECODER: (*_ALWAYS, layout.TOKENIZER, layout.GREEDY), EARLY_EXIT: (*_ALWAYS, "exits.json")}
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -36,8 +39,8 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return sha256_bytes(dump_json({name: value for name, value in manifest.items() if name != "checksum"}))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact folder; InputError where the folder is none or newer than this version."""
+def read_manifest(folder: Path, kind: str = DECODER) -> dict[str, Any]:
+    """The manifest of an artifact folder of that kind; InputError where the folder is none, or too new."""
     path = folder / layout.MANIFEST
     if not path.is_file():
         raise InputError(
@@ -56,7 +59,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     target = manifest["targets"].get(default) if isinstance(default, str) else None
     if not isinstance(target, dict) or not isinstance(target.get("backends"), list):
         raise VerificationError(f"{path}: field default_target or its target is missing or malformed")
-    for name in REQUIRED:
+    found = manifest.get("kind", DECODER)
+    if found != kind:
+        raise InputError(f"{folder}: is an artifact of kind {found}, this needs one of kind {kind}")
+    for name in REQUIRED[kind]:
         if name not in manifest["files"]:
             raise VerificationError(f"{path}: field files does not list {name}")
     return manifest

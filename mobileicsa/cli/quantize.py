@@ -25,6 +25,7 @@ EXAMPLES = """
   mobileicsa quantize --model ./m --scheme w8a8 --output out --recipe minmax
   mobileicsa quantize --model ./m --scheme w8a8 --output out prefix_tokens=0
   mobileicsa quantize --model m --scheme w8a8 --output o --adapter a
+  mobileicsa quantize --model e --scheme w8a8 --output o --calibration i.npz
 """
 
 
@@ -62,7 +63,8 @@ def quantize(
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="UTF-8 .txt or .jsonl, best of your users' kind; without it the model writes its own text.",
+            help="UTF-8 .txt or .jsonl, best of your users' kind; without it the model writes its own text. "
+            "Early exits: .npz of inputs (and labels).",
         ),
     ] = None,
     effort: Annotated[
@@ -120,6 +122,24 @@ def quantize(
     The folder holds everything a phone or a runtime needs: .onnx and .pte files, tokenizer, golden vectors, report.
     """
     screen = context.obj
+    from mobileicsa.models.exit_folder import is_exit_folder
+
+    if is_exit_folder(model):
+        from mobileicsa.cli.exits import ExitFlags, quantize_exits
+
+        refused = {
+            "--recipe": recipe,
+            "--effort": effort,
+            "--budget-bytes": budget_bytes,
+            "--max-ppl-increase": max_ppl_increase,
+            "--adapter": adapter,
+            "--merge-adapter": merge_adapter,
+            "--max-adapter-saturation": max_adapter_saturation,
+            "--resume": resume or None,
+            "KEY=VALUE": overrides or None,
+        }
+        flags = ExitFlags(model, scheme, output, calibration, tuple(target or ()), seed or 0, overwrite, dry_run)
+        return quantize_exits(screen, flags, [name for name, value in refused.items() if value is not None])
     from mobileicsa.api import build_from
     from mobileicsa.artifact.plan_build import BuildOptions, plan_build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ EXAMPLES = """
   mobileicsa run out --chat
   mobileicsa run out --adapter news --prompt "Today"
   mobileicsa run out --backend onnx --prompt "Hello" --json
+  mobileicsa run exits --input images.npz --threshold 0.8
 """
 
 
@@ -42,6 +44,17 @@ def run(
         bool, typer.Option("--chat", help="Use the model's chat form; without --prompt ask again and again.")
     ] = False,
     adapter: AdapterOption = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Early exits: .npz of inputs (and labels).")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", metavar="X", help="Early exits: stop at the first that is as sure, 0 to 1."),
+    ] = None,
+    mac_budget: Annotated[
+        float | None,
+        typer.Option("--mac-budget", metavar="N", help="Early exits: multiply-accumulates an input, on average."),
+    ] = None,
     target: TargetOption = None,
     threads: ThreadsOption = None,
     as_json: JsonFlag = False,
@@ -51,6 +64,10 @@ def run(
     On a runtime that a phone would use, or on the simulator.
     """
     screen = context.obj
+    if inputs is not None:
+        from mobileicsa.cli.exits import run_exits
+
+        return run_exits(folder, inputs, backend, threshold, mac_budget, threads)
     if prompt is None and (not chat or screen.json):
         raise UsageError("Missing option '--prompt'", hint="give a text to continue, or talk to the model with --chat")
     from mobileicsa.artifact.model import load_model

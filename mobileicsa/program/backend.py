@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.spec import ModelSpec
@@ -105,6 +106,29 @@ class AdaptingSession(Session, Protocol):
     def use_adapter(self, file: Path | None) -> None:
         """Of every following call; None: the base alone. VerificationError where the file does not fit the program."""
         ...
+
+
+class StageSession(Protocol):
+    """Loaded stage programs. Not thread-safe."""
+
+    def run(self, name: str, inputs: Sequence[Array]) -> list[Array]:
+        """What the program of that name gives, in its order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class StagedBackend(Backend, Protocol):
+    """A back end that lowers programs of any module, which hand integers to each other, into one folder."""
+
+    separate_files: bool  # of each program, so that further ones cost no stage anything
+
+    def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
+        """Equal weights are stored once. Facts: {name: facts of its program}."""
+        ...
+
+    def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession: ...
 
 
 @runtime_checkable

@@ -14,11 +14,11 @@ from schema import read_result
 
 from mobileicsa.api import run_method
 from mobileicsa.core.errors import InputError
-from mobileicsa.methods.reefl.artifact import read_model
 from mobileicsa.methods.reefl.config import BASELINES, SMALL, SMOKE
 from mobileicsa.methods.reefl.data import federate
 from mobileicsa.methods.reefl.method import METHOD, RIVALS
 from mobileicsa.methods.reefl.models import accuracies
+from mobileicsa.models.exit_folder import read_model
 
 
 @pytest.fixture(scope="module")

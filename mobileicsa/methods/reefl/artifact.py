@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobileicsa.core.errors import InputError
-from mobileicsa.io.json_file import read_json
-from mobileicsa.io.paths import inside
 from mobileicsa.io.staging import Staging
 from mobileicsa.methods.base import Trial
-from mobileicsa.models.early_exit_vit import MODEL_TYPE, ExitVit, ExitVitSpec
-
-CONFIG, WEIGHTS, EXITS = "config.json", "model.safetensors", "exits.json"
+from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec
+from mobileicsa.models.exit_folder import CONFIG, EXITS, WEIGHTS
 
 
 def write_model(staging: Staging, folder: str, task: str, trial: Trial) -> None:
@@ -52,19 +47,3 @@ def exit_table(spec: ExitVitSpec, accuracies: list[float]) -> list[dict[str, Any
             }
         )
     return rows
-
-
-def read_model(folder: Path) -> ExitVit:
-    """The model of such a folder, in evaluation mode; InputError where the folder is none."""
-    from safetensors.torch import load_file
-
-    config = read_json(folder / CONFIG)
-    if config.get("model_type") != MODEL_TYPE:
-        raise InputError(f"{folder / CONFIG}: model_type {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
-    try:
-        spec = ExitVitSpec.from_json({name: value for name, value in config.items() if name != "task"})
-        model = ExitVit(spec)
-        model.load_state_dict(load_file(inside(folder, WEIGHTS)))
-    except (TypeError, ValueError, KeyError, RuntimeError, OSError) as error:
-        raise InputError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit together: {error}") from error
-    return model.eval()
