@@ -70,8 +70,10 @@ def _core_operators(editor: ProgramEditor) -> None:
         with editor.standing_for(node):
             editor.replace(node, editor.call(aten.permute_copy.default, *node.args))
     for node in nodes(editor, aten.flatten.using_ints, aten.reshape.default):
-        with editor.standing_for(node):
-            editor.replace(node, editor.call(aten.view.default, node.args[0], shape(node)))
+        (source,) = node.all_input_nodes
+        if source.meta["val"].is_contiguous():
+            with editor.standing_for(node):
+                editor.replace(node, editor.call(aten.view.default, source, shape(node)))
     for node in nodes(editor, aten.softmax.int):
         with editor.standing_for(node):
             editor.replace(node, editor.call(aten._softmax.default, *node.args[:2], False))
