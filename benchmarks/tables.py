@@ -77,14 +77,17 @@ def recipes(result: dict[str, Any]) -> list[str]:
         runtimes = row.get("runtimes", {})
         measured = [f"{runtimes[key]['perplexity']:.2f}" if key in runtimes else "" for key in ("onnx", "executorch")]
         cells = [scheme, name, *wiki, *measured, *plays]
-        lines.append(f"| {' | '.join(cells)} | {_minutes(row.get('quantize_s'))} |")
+        lines.append(f"| {' | '.join(cells)} | {_time(row)} |")
     return lines
 
 
-def _minutes(seconds: float | None) -> str:
+def _time(row: dict[str, Any]) -> str:
+    """Of quantising; a row says so where it was not on two cores."""
+    seconds = row.get("quantize_s")
     if seconds is None:
         return ""
-    return "under 1 min" if seconds < 60 else f"{seconds / 60:.0f} min"
+    minutes = "under 1 min" if seconds < 60 else f"{seconds / 60:.0f} min"
+    return f"{minutes} ({row['machine']})" if "machine" in row else minutes
 
 
 def _over_float(found: dict[str, Any]) -> list[str]:
