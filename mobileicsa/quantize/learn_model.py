@@ -92,14 +92,13 @@ class _Trainer:
     def __init__(
         self, student: Student, windows: Tensor, targets: list[Targets], learning: Learning, seed: int
     ) -> None:
-        self.student, self.windows, self.targets, self.learning = student, windows, targets, learning
+        self.student, self.windows, self.targets = student, windows, targets
         self.training = windows.shape[0] - held_out(windows.shape[0])
         scalings = [log for sites in student.scalings for log in sites.values()]
         groups = parameter_groups(student.decoder.modules(), student.prefix, scalings, learning)
-        save = learning.save_memory
-        loss = partial(loss_of, student, save_memory=save)
+        loss = partial(loss_of, student, save_memory=learning.save_memory)
         # Blocks that are computed again restore the random state, which a recorded step cannot.
-        self.descent = Descent(groups, learning.steps, loss, replays=not save)
+        self.descent = Descent(groups, learning.steps, loss, replays=not learning.save_memory)
         self.order = batches(self.training, min(learning.batch, self.training), seed)
         self.step, self.history, self.losses = 0, History(), list[float]()
         self.best = self.descent.values()
