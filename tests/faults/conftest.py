@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from build import write_model
 from fake_phone import phone
 from tiny_command import Tiny
 
-from build import write_model
 from mobileicsa.artifact import golden, plan_build
 from mobileicsa.core.target import Target
 
