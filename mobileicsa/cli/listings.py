@@ -48,25 +48,22 @@ def targets(context: typer.Context, as_json: JsonFlag = False) -> Answer:
 
 
 def _show_targets(console: Console, found: list[dict[str, Any]]) -> None:
-    from mobileicsa.cli.tables import show_facts
+    from mobileicsa.cli.tables import show_entries
 
-    for number, target in enumerate(found):
-        if number:
-            console.print()
-        console.print(target["name"], style="bold", markup=False)
-        show_facts(
-            console,
-            [
-                ("  for", target["description"]),
-                ("  back ends", ", ".join(target["backends"])),
-                ("  non-linear ops", target["nonlinear"]),
-                ("  4-bit stored as", target["int4_storage"]),
-                ("  4-bit codes", "-8 to 7" if target["int4_full_range"] else "-7 to 7"),
-                ("  linears multiply", ", ".join(target["linears"]) or "what they can; the rest is reported"),
-                ("  16-bit inputs", "linears multiply them" if target["int16_inputs"] else "no kernels"),
-                ("  rounds", target["rounding"] and target["rounding"].replace("_", " ")),
-                ("  at most", None if target["max_bytes"] is None else f"{target['max_bytes']} bytes at once"),
-                ("  device", ", ".join(f"{key} {value}" for key, value in target["device"].items()) or None),
-                ("  context", f"{target['context']} tokens, prompts in chunks of {target['prefill_chunk']}"),
-            ],
-        )
+    show_entries(console, ((target["name"], _facts(target)) for target in found))
+
+
+def _facts(target: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("for", target["description"]),
+        ("back ends", ", ".join(target["backends"])),
+        ("non-linear ops", target["nonlinear"]),
+        ("4-bit stored as", target["int4_storage"]),
+        ("4-bit codes", "-8 to 7" if target["int4_full_range"] else "-7 to 7"),
+        ("linears multiply", ", ".join(target["linears"]) or "what they can; the rest is reported"),
+        ("16-bit inputs", "linears multiply them" if target["int16_inputs"] else "no kernels"),
+        ("rounds", target["rounding"] and target["rounding"].replace("_", " ")),
+        ("at most", None if target["max_bytes"] is None else f"{target['max_bytes']} bytes at once"),
+        ("device", ", ".join(f"{key} {value}" for key, value in target["device"].items()) or None),
+        ("context", f"{target['context']} tokens, prompts in chunks of {target['prefill_chunk']}"),
+    ]

@@ -69,22 +69,19 @@ def run(
 
 
 def _show_list(console: Console, found: list[dict[str, Any]]) -> None:
-    from mobileicsa.cli.tables import show_facts
+    from mobileicsa.cli.tables import show_entries
 
-    for number, entry in enumerate(found):
-        if number:
-            console.print()
-        console.print(entry["name"], style="bold", markup=False)
-        show_facts(
-            console,
-            [
-                ("  is", entry["title"]),
-                ("  paper", entry["paper"]),
-                ("  hands over", ", ".join(entry["hands_over"])),
-                ("  data", ", ".join(entry["data"])),
-                ("  small run", f"about {entry['small_minutes']} min on two cores"),
-            ],
-        )
+    show_entries(console, ((entry["name"], _facts(entry)) for entry in found))
+
+
+def _facts(entry: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("is", entry["title"]),
+        ("paper", entry["paper"]),
+        ("hands over", ", ".join(entry["hands_over"])),
+        ("data", ", ".join(entry["data"])),
+        ("small run", f"about {entry['small_minutes']} min on two cores"),
+    ]
 
 
 def _show_result(console: Console, result: dict[str, Any]) -> None:

@@ -35,6 +35,15 @@ def show_facts(console: Console, rows: Iterable[tuple[str, Any]]) -> None:
             name = ""
 
 
+def show_entries(console: Console, entries: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> None:
+    """Names, each with its facts below it (see `show_facts`), a blank line between two."""
+    for number, (name, facts) in enumerate(entries):
+        if number:
+            console.print()
+        console.print(name, style="bold", markup=False)
+        show_facts(console, ((f"  {fact}", value) for fact, value in facts))
+
+
 def show_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:
     """The first `left` columns are words, the others numbers; None is shown as a dash.
 
