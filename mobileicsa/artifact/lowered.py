@@ -117,22 +117,35 @@ class Lowered:
         return self._begun(model)
 
     def _lower(self, progress: Progress) -> None:
-        """Make the cache entry where there is none, or a damaged one; a run that makes it already is waited for."""
+        """Make the cache entry where there is none, or a damaged one; a run that makes it already is waited for.
+
+        A whole entry is only read: the cache may be one that cannot be written.
+        """
+        if self._wrong() is None:
+            return
+        alone = replace(self.target, backends=(self.backend,))
         try:
             with OutputLock(self.files.with_suffix(".made"), waits=True):
-                self._lower_alone(progress)
+                wrong = self._wrong()
+                if wrong is None:
+                    return
+                if self.files.exists():
+                    log.warning("%s: %s; it is made again", self.files, wrong)
+                export_artifact(
+                    self.folder,
+                    alone,
+                    self.files,
+                    progress,
+                    layers=self.layers,
+                    overwrite=True,
+                    adapters=self.adapters,
+                )
         except EnvironmentFault as error:
             hint = f"{CACHE} names another folder for what is lowered"
             raise EnvironmentFault(error.message, hint=hint) from error
 
-    def _lower_alone(self, progress: Progress) -> None:
-        wrong = damage(self.files) if self.files.exists() else "new"
-        if wrong is None:
-            return
-        if wrong != "new":
-            log.warning("%s: %s; it is made again", self.files, wrong)
-        alone, adapters = replace(self.target, backends=(self.backend,)), self.adapters
-        export_artifact(self.folder, alone, self.files, progress, layers=self.layers, overwrite=True, adapters=adapters)
+    def _wrong(self) -> str | None:
+        return damage(self.files) if self.files.exists() else "new"
 
 
 def _compilers(backend: str) -> tuple[str, ...]:
