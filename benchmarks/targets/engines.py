@@ -51,7 +51,6 @@ def _inputs(operator: OneOperator) -> dict[str, Array]:
 
 def _written(operator: OneOperator, folder: Path, *, real: bool = False) -> Path:
     """The ONNX file of the program; 4-bit weights packed."""
-    import onnx_ir as ir
     from mobileicsa_export.onnx_data import SharedData
     from mobileicsa_export.onnx_graph import convert, to_qdq_form
     from mobileicsa_export.onnx_names import rename
@@ -62,8 +61,7 @@ def _written(operator: OneOperator, folder: Path, *, real: bool = False) -> Path
     rename(model, _names(operator), [OUTPUT])
     path = folder / "model.onnx"
     with SharedData(folder / "model.onnx.data") as data:
-        data.move(model)
-        ir.save(model, path)
+        data.save(model, path)
     return path
 
 

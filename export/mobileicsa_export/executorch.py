@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mobileicsa.core.errors import Unsupported
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import write_bytes, write_tensors, writing
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, StageSession, Written
@@ -64,13 +65,11 @@ class ExecutorchBackend:
         programs.clear()
         path = folder / MODEL_FILE
         _save(lowered, path)
-        digest = folder / DIGEST_FILE
-        digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
-        size, files = path.stat().st_size, [path, digest]
+        size, files = path.stat().st_size, [path, folder / DIGEST_FILE]
         factors = list(adapter_inputs(decoder))
         if factors:
             files.append(folder / ADAPTER_FILE)
-            (folder / ADAPTER_FILE).write_text(json.dumps({"inputs": factors}, indent=1) + "\n")
+            write_bytes(folder / ADAPTER_FILE, json.dumps({"inputs": factors}, indent=1).encode() + b"\n")
         return Written(files=tuple(files), facts={"bytes": size, **facts[METHOD_NAMES["decode"]], "methods": facts})
 
     def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
@@ -84,9 +83,7 @@ class ExecutorchBackend:
         return ExecutorchStages(folder, names, threads=threads)
 
     def write_adapter(self, inputs: Mapping[str, Tensor], path: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, path)
+        write_tensors(path, inputs)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         from mobileicsa_export.executorch_session import ExecutorchSession
@@ -168,6 +165,7 @@ def _facts(lowered: EdgeProgramManager, method: str) -> dict[str, Any]:
 
 
 def _save(lowered: EdgeProgramManager, path: Path) -> None:
+    """The program and, behind it, its digest; WriteFault where the disk is full."""
     from executorch.exir import ExecutorchBackendConfig
     from executorch.exir.passes import MemoryPlanningPass
 
@@ -185,6 +183,8 @@ def _save(lowered: EdgeProgramManager, path: Path) -> None:
         if "Missing out variants" not in str(error):
             raise
         raise Unsupported(str(error).partition(": ")[2], "ExecuTorch has no kernel for it") from error
-    with path.open("wb") as file:
-        program.write_to_file(file)
-    store_equal_bytes_once(path)
+    with writing(path):
+        with path.open("wb") as file:
+            program.write_to_file(file)
+        store_equal_bytes_once(path)
+    write_bytes(path.with_name(DIGEST_FILE), f"{sha256(path)}  {path.name}\n".encode())

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from mobileicsa.core.errors import VerificationError
 from mobileicsa.program.backend import Array, Written
-from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, _facts, _lower, _save, sha256
+from mobileicsa_export.executorch import DIGEST_FILE, MODEL_FILE, _facts, _lower, _save
 from mobileicsa_export.executorch_graph import prepare
 from mobileicsa_export.executorch_session import _check_digest
 
@@ -24,11 +24,10 @@ def write_stages(programs: Mapping[str, ExportedProgram], folder: Path) -> Writt
     shared: dict[int, torch.Tensor] = {}
     forms = {name: prepare(program, shared) for name, program in programs.items()}
     lowered = _lower(dict(programs), {"get_n_stages": sum(name.startswith("stage_") for name in programs)})
-    path, digest = folder / MODEL_FILE, folder / DIGEST_FILE
+    path = folder / MODEL_FILE
     facts = {name: {**_facts(lowered, name), "forms": forms[name]} for name in programs}
     _save(lowered, path)
-    digest.write_text(f"{sha256(path)}  {MODEL_FILE}\n")
-    return Written(files=(path, digest), facts=facts)
+    return Written(files=(path, folder / DIGEST_FILE), facts=facts)
 
 
 class ExecutorchStages:

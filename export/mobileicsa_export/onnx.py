@@ -44,7 +44,6 @@ class OnnxBackend:
 
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
         import onnx
-        import onnx_ir as ir
 
         from mobileicsa_export.encodings import write_encodings
         from mobileicsa_export.onnx_adapter import make_optional
@@ -67,13 +66,11 @@ class OnnxBackend:
                 make_optional(model.graph, factors)
                 facts[method] = _facts(model)
                 _describe(model, method, {**metadata, "target": target.name})
-                data.move(model)
-                ir.save(model, folder / MODEL_FILES[method])
+                data.save(model, folder / MODEL_FILES[method])
             if clients := _for_clients(target):
                 model = write_dynamic(decoder, target, bits, folder, tokenizer_dir)
                 _describe(model, "dynamic", {**metadata, "target": target.name})
-                data.move(model)
-                ir.save(model, folder / DYNAMIC_FILE)
+                data.save(model, folder / DYNAMIC_FILE)
         # The file for stock clients holds operators of ONNX Runtime's own, which the checker does not know.
         for name in MODEL_FILES.values():
             onnx.checker.check_model(str(folder / name), full_check=True)

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from torch import Tensor
 
 from mobileicsa.core.errors import VerificationError
+from mobileicsa.io.atomic import REMEDY, WriteFault
 
 
 def make_optional(graph: ir.Graph, inputs: Mapping[str, Tensor]) -> None:
@@ -29,7 +30,10 @@ def write_adapter(path: Path, inputs: Mapping[str, Tensor]) -> None:
     form.set_adapter_version(1)
     form.set_model_version(1)
     form.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(tensor.numpy()) for name, tensor in inputs.items()})
-    form.export_adapter(str(path))
+    try:
+        form.export_adapter(str(path))
+    except RuntimeError as error:
+        raise WriteFault(f"{path}: cannot be written: {error}", hint=REMEDY) from error
 
 
 def with_adapter(path: Path) -> tuple[ort.RunOptions, ort.LoraAdapter]:

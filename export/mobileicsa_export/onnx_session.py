@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mobileicsa.core.errors import InputError, VerificationError
+from mobileicsa.core.errors import VerificationError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.cores import physical_cores
@@ -112,7 +112,9 @@ class OnnxSession:
             feeds = dict(zip(self._names, values, strict=True))
             logits, *rows = self._sessions[method].run(None, feeds, self._adapter[0])
         except Exception as error:
-            raise InputError(f"{MODEL_FILES[method]}: ONNX Runtime refuses the inputs: {error}") from error
+            raise VerificationError(
+                f"{MODEL_FILES[method]}: fails on ONNX Runtime: {error}", hint="export it again"
+            ) from error
         return logits, rows
 
     def use_adapter(self, file: Path | None) -> None:

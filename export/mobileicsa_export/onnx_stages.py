@@ -35,8 +35,7 @@ def write_stages(programs: Mapping[str, ExportedProgram], target: Target, folder
             _name(model)
             facts[name] = _facts(model)
             _describe(model, name, {"target": target.name})
-            data.move(model)
-            ir.save(model, folder / _file(name))
+            data.save(model, folder / _file(name))
     for name in programs:
         onnx.checker.check_model(str(folder / _file(name)), full_check=True)
     return Written(files=(*(folder / _file(name) for name in programs), folder / DATA_FILE), facts=facts)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import write_bytes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.methods import input_names, output_names
 from mobileicsa.program.stock import export_growing, free_slots, prefix_length
@@ -44,7 +45,7 @@ def write_dynamic(
     lower(model, KERNELS)
     drop_unused(model.graph)
     config = genai_config(spec, free_slots(decoder, target), tokenizer_dir)
-    (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_bytes(folder / GENAI_CONFIG, json.dumps(config, indent=1, sort_keys=True).encode() + b"\n")
     return model
 
 

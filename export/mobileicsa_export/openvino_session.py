@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from mobileicsa.core.errors import InputError, VerificationError
+from mobileicsa.core.errors import VerificationError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.cores import physical_cores
@@ -70,7 +70,9 @@ class OpenvinoSession:
         try:
             request.infer(dict(zip(self._names, values, strict=True)), share_inputs=True)
         except Exception as error:
-            raise InputError(f"{MODEL_FILES[method]}: OpenVINO refuses the inputs: {error}") from error
+            raise VerificationError(
+                f"{MODEL_FILES[method]}: fails on OpenVINO: {error}", hint="export it again"
+            ) from error
         logits, *rows = (tensor.data for tensor in request.output_tensors)
         return logits, rows
 

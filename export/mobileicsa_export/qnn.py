@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import write_bytes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.backend import Session, Written
 from mobileicsa.program.methods import method_lengths
@@ -40,6 +42,7 @@ class QnnHtpBackend:
     name = "qnn-htp"
     compilers = ("onnxruntime-qnn",)
     target = "qnn-htp-v75"
+    emulator = "Qualcomm's functional emulator of the HTP takes seconds a token (SmolLM2-135M: 4.5 s on one core)"
 
     def unavailable(self) -> str | None:
         reason = OnnxBackend().unavailable()
@@ -55,16 +58,17 @@ class QnnHtpBackend:
             portable, lowered = Path(scratch) / "portable", Path(scratch) / "htp"
             OnnxBackend().write(decoder, target, portable, metadata)
             models = _lowered(portable, lowered, target)
-            compiled = {
-                m: compile_context(lowered / MODEL_FILES[m], folder / CONTEXT_FILES[m], target, description)
-                for m, description in models.items()
-            }
+            compiled, seconds = {}, {}
+            for m, description in models.items():
+                begun = time.monotonic()
+                compiled[m] = compile_context(lowered / MODEL_FILES[m], folder / CONTEXT_FILES[m], target, description)
+                seconds[m] = round(time.monotonic() - begun, 1)
             shared = {folder / SHARED_FOLDER / CONTEXT_FILES[m]: lowered / MODEL_FILES[m] for m in models}
             compile_shared(shared, target, list(models.values()))
         graphs = {method: graph.to_json() for method, graph in compiled.items()}
-        (folder / GRAPHS_FILE).write_text(json.dumps(graphs, indent=1, sort_keys=True), encoding="utf-8")
+        write_bytes(folder / GRAPHS_FILE, json.dumps(graphs, indent=1, sort_keys=True).encode())
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-        return Written(files=files, facts=_facts(folder, compiled))
+        return Written(files=files, facts={**_facts(folder, compiled), "compile_s": seconds})
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
         """On the emulator, which takes one thread whatever `threads` is."""
@@ -73,7 +77,8 @@ class QnnHtpBackend:
         return HtpSession(folder, spec, target)
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
-        from mobileicsa_export.qnn_compile import outside_nodes, read_graphs
+        from mobileicsa_export.qnn_compile import read_graphs
+        from mobileicsa_export.qnn_context import outside_nodes
 
         graph = read_graphs(folder / GRAPHS_FILE)["decode"]
         outside = outside_nodes(folder / CONTEXT_FILES["decode"])
@@ -85,16 +90,16 @@ class QnnHtpBackend:
 
 def _lowered(portable: Path, folder: Path, target: Target) -> dict[str, dict[str, str]]:
     """The HTP forms of the portable files in `folder`; what each compiled model must say of itself."""
-    import onnx_ir as ir
-
     from mobileicsa_export.onnx_data import SharedData
     from mobileicsa_export.onnx_load import load_graph
     from mobileicsa_export.qnn_check import check_limits
+    from mobileicsa_export.qnn_compile import WEIGHTS_FILE
+    from mobileicsa_export.qnn_context import LOGITS
     from mobileicsa_export.qnn_graph import logits_encoding, to_htp_form
 
     folder.mkdir()
     described = {}
-    with SharedData(folder / "weights.data") as data:
+    with SharedData(folder / WEIGHTS_FILE) as data:
         for method in method_lengths(target):
             model = load_graph(portable / MODEL_FILES[method])
             to_htp_form(model)
@@ -102,12 +107,11 @@ def _lowered(portable: Path, folder: Path, target: Target) -> dict[str, dict[str
             scale, zero = logits_encoding(model)
             described[method] = {
                 **model.metadata_props,
-                "logits_encoding": json.dumps([scale, zero]),
+                LOGITS: json.dumps([scale, zero]),
                 "onnxruntime_qnn": version("onnxruntime-qnn"),
                 **{key: str(value) for key, value in target.device.items()},
             }
-            data.move(model)
-            ir.save(model, folder / MODEL_FILES[method])
+            data.save(model, folder / MODEL_FILES[method])
     return described
 
 
@@ -120,7 +124,7 @@ def _kernels(graph: CompiledGraph, outside: list[str]) -> Iterator[tuple[str, st
 
 
 def _facts(folder: Path, compiled: dict[str, CompiledGraph]) -> dict[str, Any]:
-    from mobileicsa_export.qnn_compile import outside_nodes
+    from mobileicsa_export.qnn_context import outside_nodes
 
     graphs = compiled.values()
     inside = sum(len(graph.operators) for graph in graphs)
@@ -134,7 +138,6 @@ def _facts(folder: Path, compiled: dict[str, CompiledGraph]) -> dict[str, Any]:
         "estimates": {},
         "host": list(HOST),
         "tensor_types": {method: graph.tensor_types for method, graph in compiled.items()},
-        "compile_s": {method: round(graph.seconds, 1) for method, graph in compiled.items()},
         "context_bytes": {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.bin"))
         },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
+import numpy as np
 import onnxruntime as ort
 
 from mobileicsa.core.errors import Unsupported, VerificationError
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import DISK_WORDS, REMEDY, WriteFault
 from mobileicsa.io.json_file import read_json
+from mobileicsa_export.qnn_context import describe
 
 PROVIDER = "QNNExecutionProvider"
 DEVICE_OPTIONS = ("htp_arch", "soc_model")
-CONTEXT_OP = "EPContext"
+WEIGHTS_FILE = "weights.data"  # of the models that are compiled
 TENSOR_LOG = "_tensor_log"
 MAX_JSON_BYTES = 64 << 20
 # The first byte of a QNN data type is its kind, the second its bits (written in decimal digits).
 KINDS = {0x00: "int", 0x01: "uint", 0x02: "float", 0x03: "sfixed", 0x04: "ufixed", 0x05: "bool"}
+# How ONNX Runtime and the provider say that a file could not be written.
+WRITE_WORDS = (*DISK_WORDS, "write context cache file", "open context cache file", "Protobuf serialization failed")
 FLOAT_REASON = "computes in float on the HTP"
 
 
@@ -39,7 +42,6 @@ class CompiledGraph:
     operators: tuple[tuple[str, str], ...]
     float_operators: tuple[tuple[str, str, str], ...]
     tensor_types: dict[str, int]
-    seconds: float
 
     @property
     def float_tensors(self) -> int:
@@ -54,7 +56,6 @@ class CompiledGraph:
             operators=tuple(map(tuple, data["operators"])),
             float_operators=tuple(map(tuple, data["float_operators"])),
             tensor_types=dict(data["tensor_types"]),
-            seconds=float(data["seconds"]),
         )
 
 
@@ -69,6 +70,21 @@ def _devices() -> list[Any]:
 
 def start(path: Path, target: Target, entries: Mapping[str, str], options: Mapping[str, str]) -> ort.InferenceSession:
     """A session on the HTP emulator in which nothing may run on the CPU."""
+    return ort.InferenceSession(str(path), _settings(target, entries, options))
+
+
+def _start_unnamed(
+    path: Path, target: Target, entries: Mapping[str, str], options: Mapping[str, str]
+) -> ort.InferenceSession:
+    """The same from memory, weights too: of a model that was read from a path, ONNX Runtime puts a hash of the path
+    into the names of its compiled graphs, and a scratch folder's would change every file."""
+    settings = _settings(target, entries, options)
+    weights = np.memmap(path.with_name(WEIGHTS_FILE), mode="r")
+    settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [weights.size])
+    return ort.InferenceSession(path.read_bytes(), settings)
+
+
+def _settings(target: Target, entries: Mapping[str, str], options: Mapping[str, str]) -> ort.SessionOptions:
     import onnxruntime_qnn
 
     session = ort.SessionOptions()
@@ -80,17 +96,18 @@ def start(path: Path, target: Target, entries: Mapping[str, str], options: Mappi
     session.add_provider_for_devices(
         _devices(), {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), **device, **options}
     )
-    return ort.InferenceSession(str(path), session)
+    return session
 
 
 def compile_context(model: Path, output: Path, target: Target, description: Mapping[str, str]) -> CompiledGraph:
-    """Compile `model` to `output` and the binary beside it; Unsupported with the operators that are refused."""
+    """Compile `model`, its weights in WEIGHTS_FILE beside it, to `output` and the binary beside that.
+
+    Unsupported with the operators that are refused, WriteFault where the disk is full.
+    """
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
-        begun = time.monotonic()
         _compile(model, output, target, {}, {"dump_json_qnn_graph": "1", "json_qnn_graph_dir": scratch})
-        seconds = time.monotonic() - begun
-        graph = _read_dump(Path(scratch), seconds)
-    _describe(output, description)
+        graph = _read_dump(Path(scratch))
+    describe(output, description)
     return graph
 
 
@@ -103,12 +120,7 @@ def compile_shared(models: Mapping[Path, Path], target: Target, descriptions: Se
         entries = {"ep.share_ep_contexts": "1", **({"ep.stop_share_ep_contexts": "1"} if output is last else {})}
         sessions.append(_compile(model, output, target, entries, {}))
     for output, description in zip(models, descriptions, strict=True):
-        _describe(output, description)
-
-
-def outside_nodes(path: Path) -> list[str]:
-    """Operators of a compiled model that are not in a context binary."""
-    return [node.op_type for node in ir.load(path).graph if node.op_type != CONTEXT_OP]
+        describe(output, description)
 
 
 def read_graphs(path: Path) -> dict[str, CompiledGraph]:
@@ -125,8 +137,10 @@ def _compile(
 ) -> ort.InferenceSession:
     context = {"ep.context_enable": "1", "ep.context_file_path": str(output), "ep.context_embed_mode": "0"}
     try:
-        return start(model, target, {**context, **entries}, options)
+        return _start_unnamed(model, target, {**context, **entries}, options)
     except Exception as error:
+        if any(words in str(error) for words in WRITE_WORDS):
+            raise WriteFault(f"{output}: it or its context binary cannot be written: {error}", hint=REMEDY) from error
         refused = _left_to_cpu(model, target)
         listed = "; ".join(f"{op} ({name})" for name, op in refused)
         raise Unsupported(
@@ -146,18 +160,16 @@ def _left_to_cpu(model: Path, target: Target) -> list[tuple[str, str]]:
     return [(node.name, node.op_type) for node in left]
 
 
-def _describe(path: Path, description: Mapping[str, str]) -> None:
-    model = ir.load(path)
-    model.metadata_props.update(description)
-    ir.save(model, path)
-
-
-def _read_dump(folder: Path, seconds: float) -> CompiledGraph:
+def _read_dump(folder: Path) -> CompiledGraph:
+    """WriteFault where a record is cut: the compiler does not look whether the disk took it."""
     operators, floating, types = [], [], Counter[str]()
     for path in sorted(folder.glob("*.json")):
         if path.stem.endswith(TENSOR_LOG):
             continue
-        graph = json.loads(path.read_text(encoding="utf-8"))["graph"]
+        try:
+            graph = json.loads(path.read_text(encoding="utf-8"))["graph"]
+        except ValueError as error:
+            raise WriteFault(f"{path}: the compiler could not write its record whole: {error}", hint=REMEDY) from error
         kinds = {name: _type_name(tensor) for name, tensor in graph["tensors"].items()}
         types.update(kinds.values())
         for name, node in graph["nodes"].items():
@@ -171,7 +183,6 @@ def _read_dump(folder: Path, seconds: float) -> CompiledGraph:
         operators=tuple(operators),
         float_operators=tuple(floating),
         tensor_types=dict(sorted(types.items())),
-        seconds=seconds,
     )
 
 

@@ -26,6 +26,7 @@ class TosaBackend:
     name = "tosa"
     compilers = ("tosa-tools",)
     resumes = True
+    emulator = "Arm's reference model, exact and not fast, takes seconds a token (SmolLM2-135M: 1 to 2 s on one core)"
 
     def unavailable(self) -> str | None:
         missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.core.errors import EnvironmentFault, MobileICSAError
-from mobileicsa.io.atomic import copy_file, write_bytes
+from mobileicsa.io.atomic import DISK_WORDS, WriteFault, copy_file, write_bytes
 from mobileicsa.io.hashing import sha256_file
 from mobileicsa.io.paths import inside
 from mobileicsa_export.tosa_shards import Record, read_fields
@@ -102,14 +102,21 @@ def _whole(folder: Path, record: Record, suffix: str, setting: str) -> Compiled 
 
 
 def run(command: list[str]) -> str:
-    """Standard output; Refused with the last lines of what a failing command said."""
+    """Standard output; Refused with the last lines of what a failing command said, WriteFault where these tell of a
+    full disk: the scratch folder may lie on another than the output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentFault(f"{command[0]}: cannot run: {error}") from error
     if done.returncode != 0:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise Refused(" ".join(said[-LAST_LINES:]) or f"exit code {done.returncode}")
+        last = " ".join(said[-LAST_LINES:]) or f"exit code {done.returncode}"
+        if any(words in last for words in DISK_WORDS):
+            raise WriteFault(
+                f"{tempfile.gettempdir()}: cannot be written: {last}",
+                hint="free some disk space, or name another folder for temporary files with TMPDIR",
+            )
+        raise Refused(last)
     return done.stdout
 
 

@@ -29,6 +29,7 @@ from mobileicsa.artifact.model import (
 )
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
+from mobileicsa.io.atomic import WriteFault
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.program.backend import CompiledBackend, cannot_run, find_backend
@@ -140,9 +141,9 @@ class Lowered:
                     overwrite=True,
                     adapters=self.adapters,
                 )
-        except EnvironmentFault as error:
-            hint = f"{CACHE} names another folder for what is lowered"
-            raise EnvironmentFault(error.message, hint=hint) from error
+        except WriteFault as error:
+            hint = f"free some disk space, or name another folder for what is lowered with {CACHE}"
+            raise WriteFault(error.message, hint=hint) from error
 
     def _wrong(self) -> str | None:
         return damage(self.files) if self.files.exists() else "new"

@@ -119,6 +119,8 @@ class Bars:
         ticks = _fractions(total)
 
         def tick() -> None:
+            if self._task != task:  # another step began within this one, and took its place
+                return
             self._clock.advance(next(ticks))
             self._progress.update(task, advance=1, left=self._left())
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa run out --prompt "The capital of France is"
   mobileicsa run out --backend executorch --prompt "Once" --max-new-tokens 64
+  mobileicsa run out --backend qnn-htp --prompt "Once" --max-new-tokens 4
   mobileicsa run out --chat
   mobileicsa run out --adapter news --prompt "Today"
   mobileicsa run out --backend onnx --prompt "Hello" --json
@@ -32,7 +33,12 @@ def run(
     folder: ArtifactFolder,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", metavar="NAME", help="onnx, executorch or simulator (the default, slow but exact)."),
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="onnx, executorch or another of `mobileicsa targets`, for which the artifact is lowered first if it "
+            "was not exported for it; simulator (the default, slow but exact).",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer.")] = 128,
@@ -61,7 +67,7 @@ def run(
 ) -> Answer:
     """Generate text from an artifact.
 
-    On a runtime that a phone would use, or on the simulator.
+    On a runtime that a phone would use, on the emulator of an NPU, or on the simulator.
     """
     screen = context.obj
     if inputs is not None:
@@ -70,11 +76,15 @@ def run(
         return run_exits(folder, inputs, backend, threshold, mac_budget, threads)
     if prompt is None and (not chat or screen.json):
         raise UsageError("Missing option '--prompt'", hint="give a text to continue, or talk to the model with --chat")
-    from mobileicsa.artifact.model import load_model
+    from mobileicsa.artifact.lowered import open_for
+    from mobileicsa.program.backend import emulator_of
 
+    emulator = None if backend is None else emulator_of(backend)
+    if emulator is not None:
+        screen.note(f"{backend} is emulated on this machine: {emulator}")
     with screen.progress() as progress:
         tick = progress.step(f"open {folder}", 1)
-        model = load_model(str(folder), backend, target=target, threads=threads, adapter=adapter)
+        model = open_for(str(folder), backend, progress, target=target, threads=threads, adapter=adapter)
         tick()
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     if prompt is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,11 @@ if TYPE_CHECKING:  # torch takes a second to import, and most callers only write
     from torch import Tensor
 
 
+REMEDY = "free some disk space, or choose another --output"
+# How tools that write files themselves say in their own words that the disk did not take them.
+DISK_WORDS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+
+
 class WriteFault(EnvironmentFault):
     """The disk is full, read-only or broken."""
 
@@ -28,9 +34,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise WriteFault(
-            f"{path}: cannot be written: {reason}", hint="free some disk space, or choose another --output"
-        ) from error
+        raise WriteFault(f"{path}: cannot be written: {reason}", hint=REMEDY) from error
 
 
 def sync_folder(folder: Path) -> None:

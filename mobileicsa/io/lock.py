@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mobileicsa.core.errors import EnvironmentFault
-from mobileicsa.io.atomic import writing
+from mobileicsa.io.atomic import WriteFault, writing
 
 MAX_BYTES = 4096
 
@@ -76,7 +76,7 @@ class OutputLock:
             ) from error
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise EnvironmentFault(
+                raise WriteFault(
                     f"{self.path}: this file system cannot lock files", hint="choose an --output on a local disk"
                 ) from error
             raise

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
+from mobileicsa.io.atomic import WriteFault
 
 GIB = 1 << 30
 # What is left of the usual 255 for the names of the work space beside the output.
@@ -87,7 +88,7 @@ def check_output(output: Path, model: Path | None, overwrite: bool, needed_bytes
             pass
         free = shutil.disk_usage(present).free
     except OSError as error:
-        raise EnvironmentFault(
+        raise WriteFault(
             f"{present}: cannot be written: {error.strerror or error}", hint="choose another --output"
         ) from error
     if free < needed_bytes:

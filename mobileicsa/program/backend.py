@@ -185,6 +185,20 @@ class TargetedBackend(Backend, Protocol):
     target: str
 
 
+@runtime_checkable
+class EmulatedBackend(Backend, Protocol):
+    """A back end whose device is imitated here: `emulator` says by what, and how slow that is."""
+
+    emulator: str
+
+
+def emulator_of(name: str) -> str | None:
+    """What imitates the device of this back end here; None where nothing does, or it is not installed."""
+    found = backends().get(name)
+    usable = found is not None and found.unavailable() is None
+    return found.emulator if usable and isinstance(found, EmulatedBackend) else None
+
+
 def cannot_run(name: str) -> str | None:
     """Why nothing runs on this back end here: it is not installed, or it compiles only. None: it runs."""
     found = find_backend(name)

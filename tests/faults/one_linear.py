@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from mobileicsa_export.executorch import _lower, _save
 from mobileicsa_export.executorch_graph import prepare
@@ -87,8 +86,7 @@ def by_onnx(models: Mapping[str, OneLinear], x: Tensor, folder: Path) -> dict[st
     to_qdq_form(written, {f"decoder.{name}.linear.weight": model.bits for name, model in models.items()})
     rename(written, ["x"], list(models))
     with SharedData(folder / DATA_FILE) as data:
-        data.move(written)
-        ir.save(written, folder / "model.onnx")
+        data.save(written, folder / "model.onnx")
     found = {}
     for numerics in NUMERICS:
         session = start(folder / "model.onnx", threads=1, numerics=numerics)
