@@ -62,6 +62,32 @@ def test_eval_on_a_target_that_was_not_exported_predicts_what_its_simulator_does
     assert found.json["backend"] == "onnx"
 
 
+def test_run_lowers_first_and_continues_as_the_same_programs_simulator_does(
+    command: Command, artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("run", artifact, "--target", "generic-npu", "--prompt", "The quick", "--max-new-tokens", 4, "--json")
+    found = command(*given, "--backend", "onnx")
+    assert found.code == 0
+    assert "write onnx for generic-npu" in found.err
+    assert found.json["backend"] == "onnx"
+    assert found.json["token_ids"] == command(*given).json["token_ids"]
+
+    def again(*given: object, **named: object) -> None:
+        raise AssertionError("lowered twice")
+
+    monkeypatch.setattr(lowered, "export_artifact", again)
+    assert command(*given, "--backend", "onnx").json["token_ids"] == found.json["token_ids"]
+
+
+def test_run_on_an_emulator_says_how_slow_it_is(
+    command: Command, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("run", artifact, "--backend", "onnx", "--prompt", "a", "--max-new-tokens", 1)
+    assert "emulated" not in command(*given).err
+    monkeypatch.setattr("mobileicsa_export.onnx.OnnxBackend.emulator", "a snail takes hours a token", raising=False)
+    assert "onnx is emulated on this machine: a snail takes hours a token" in command(*given).err
+
+
 def test_export_of_a_slice_tells_what_the_accelerator_takes(command: Command, artifact: Path, tmp_path: Path) -> None:
     arguments = ("export", artifact, "--target", "generic-npu", "--layers", "0:1", "--output", tmp_path / "out")
     document = command(*arguments, "--json").json
@@ -191,6 +217,10 @@ def test_a_back_end_that_only_compiles_is_skipped_not_failed(
     result = command("verify", artifact, "--backend", "onnx", "--layers", "0:1", "--json")
     assert result.code == EnvironmentFault.exit_code
     assert result.json["backends"]["onnx"] == {"skipped": "compiles only"}
+    # Of a target that the artifact has no files for, as of one of Arm's NPUs.
+    ran = command("run", artifact, "--backend", "onnx", "--target", "generic-npu", "--prompt", "a", "--json")
+    assert ran.code == EnvironmentFault.exit_code
+    assert ran.json["error"]["message"] == "--backend onnx: compiles only"
 
 
 def test_other_slices_and_other_manifests_have_entries_of_their_own(artifact: Path) -> None:

@@ -66,3 +66,14 @@ def test_what_a_library_prints_does_not_reach_the_terminal_of_the_bars(capsys: p
     assert "noise" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert "layer 1/2" in console.file.getvalue()  # type: ignore[attr-defined]
     assert capsys.readouterr().out == "noise\n"
+
+
+def test_a_step_that_begins_within_another_takes_its_place_and_the_others_ticks_are_none() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with Bars(console) as bars:
+        outer = bars.step("verify qnn-htp", 1)
+        bars.step("write qnn-htp", 1)()
+        outer()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "verify qnn-htp" in shown
+    assert "write qnn-htp" in shown

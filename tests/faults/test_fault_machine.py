@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from crash import old_artifact
+from full_disk import full_disk
 
 from mobileicsa.core.errors import EnvironmentFault, UsageError
 from mobileicsa.io.atomic import WriteFault, write_bytes
@@ -20,17 +20,6 @@ from mobileicsa.io.hashing import sha256_tree
 from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.paths import check_output
 from mobileicsa.io.staging import Staging
-
-
-@contextmanager
-def full_disk(size_bytes: int) -> Iterator[None]:
-    """No file may grow above `size_bytes`: the kernel refuses the write in the middle, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
