@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mobileicsa.core.errors import Unsupported
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
-from mobileicsa.io.atomic import write_bytes, write_tensors, writing
+from mobileicsa.io.atomic import write_bytes, write_tensors, writing, writing_scratch
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.program.adapters import adapter_inputs
 from mobileicsa.program.backend import Session, StageSession, Written
@@ -133,7 +133,7 @@ def _lower(programs: dict[str, ExportedProgram], constants: dict[str, Any]) -> E
 
     from mobileicsa_export.executorch_partition import OneDelegatePartitioner
 
-    with warnings.catch_warnings(), _shared_provenance():
+    with warnings.catch_warnings(), _shared_provenance(), writing_scratch():
         warnings.simplefilter("ignore")
         return to_edge_transform_and_lower(
             programs,
@@ -175,7 +175,7 @@ def _save(lowered: EdgeProgramManager, path: Path) -> None:
     planning = MemoryPlanningPass(alloc_graph_input=False)
     config = ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), writing_scratch():
             # Rightly: a row of the cache is read only after it was written.
             warnings.filterwarnings("ignore", message="Mutation on a buffer in the model is detected")
             program = lowered.to_executorch(config)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.core.errors import EnvironmentFault, MobileICSAError
-from mobileicsa.io.atomic import DISK_WORDS, WriteFault, copy_file, write_bytes
+from mobileicsa.io.atomic import DISK_WORDS, SCRATCH_REMEDY, WriteFault, copy_file, write_bytes
 from mobileicsa.io.hashing import sha256_file
 from mobileicsa.io.paths import inside
 from mobileicsa_export.tosa_shards import Record, read_fields
@@ -112,10 +112,7 @@ def run(command: list[str]) -> str:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         last = " ".join(said[-LAST_LINES:]) or f"exit code {done.returncode}"
         if any(words in last for words in DISK_WORDS):
-            raise WriteFault(
-                f"{tempfile.gettempdir()}: cannot be written: {last}",
-                hint="free some disk space, or name another folder for temporary files with TMPDIR",
-            )
+            raise WriteFault(f"{tempfile.gettempdir()}: cannot be written: {last}", hint=SCRATCH_REMEDY)
         raise Refused(last)
     return done.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ if TYPE_CHECKING:  # torch takes a second to import, and most callers only write
 
 
 REMEDY = "free some disk space, or choose another --output"
-# How tools that write files themselves say in their own words that the disk did not take them.
-DISK_WORDS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+SCRATCH_REMEDY = "free some disk space, or name another folder for temporary files with TMPDIR"
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# How other people's tools say it.
+DISK_WORDS = tuple(map(os.strerror, DISK_FAULTS))
 
 
 class WriteFault(EnvironmentFault):
@@ -35,6 +38,19 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise WriteFault(f"{path}: cannot be written: {reason}", hint=REMEDY) from error
+
+
+@contextmanager
+def writing_scratch() -> Iterator[None]:
+    """The same where other people's code writes in the folder for temporary files, and else does what it likes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        raise WriteFault(
+            f"{tempfile.gettempdir()}: cannot be written: {error.strerror}", hint=SCRATCH_REMEDY
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ INTEGER_ONLY = target(nonlinear="primitive")
 # Back end, its target, the largest file in bytes, the file that is larger and written first.
 FULL = [
     ("onnx", target(), 20_000, "model.onnx.data"),
-    ("onnx", target(), 40_000, "model.onnx"),
+    ("onnx", target(), 40_000, "encodings_0.6.1.json"),
+    ("onnx", INTEGER_ONLY, 40_000, "model_prefill.onnx"),
     ("openvino", target(), 20_000, "model.onnx.data"),
-    ("executorch", target(), 40_000, "model.pte"),
-    ("tosa", INTEGER_ONLY, 20_000, "prefill-entry.tosa"),
-    ("qnn-htp", htp_target(), 110_000, "decode_ctx.onnx: it or its context binary"),
-    ("qnn-htp", htp_target(), 40_000, "portable/model.onnx"),
+    ("executorch", target(), 40_000, tempfile.gettempdir()),  # where ExecuTorch writes before
+    ("tosa", INTEGER_ONLY, 20_000, "prefill-layers-00-00.tosa"),
+    ("qnn-htp", htp_target(), 110_000, "prefill_ctx.onnx: it or its context binary"),
+    ("qnn-htp", htp_target(), 40_000, "portable/model_prefill.onnx"),
 ]
 
 
@@ -54,9 +56,24 @@ def test_fault_39_a_full_disk_is_named_with_its_file(
     with pytest.raises(WriteFault, match="cannot be written") as caught:
         write()
     assert caught.value.exit_code == 4
-    assert f"{file}" in caught.value.message.partition(" cannot be written")[0]
+    assert file in caught.value.message.partition(" cannot be written")[0]
     assert "free some disk space" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fault_39_a_program_that_does_not_fit_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executorch = pytest.importorskip("mobileicsa_export.executorch")
+    if executorch.ExecutorchBackend().unavailable() is not None:
+        pytest.skip(str(executorch.ExecutorchBackend().unavailable()))
+    save = executorch._save
+
+    def fills(*given: Any) -> None:
+        with full_disk(40_000):
+            save(*given)
+
+    monkeypatch.setattr(executorch, "_save", fills)
+    with pytest.raises(WriteFault, match=r"model\.pte: cannot be written"):
+        executorch.ExecutorchBackend().write(decoder_for(target()), target(), tmp_path, METADATA)
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("onnx", ".onnx_adapter"), ("executorch", ".safetensors")])
