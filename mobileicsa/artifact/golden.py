@@ -78,16 +78,41 @@ class _Steps:
         return {"equal_share": share, "max_steps": self.largest, "integers": self.total, "different": different}
 
 
+class _Noise:
+    """Power of the differences over that of the expected values around each channel's mean over the tokens: how much
+    of what tells tokens apart is lost. Gathered over calls."""
+
+    def __init__(self) -> None:
+        self.different = 0.0
+        self.tokens = 0
+        self.sum: Tensor | float = 0.0
+        self.squares = 0.0
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        """Both (1, heads, tokens, head_dim)."""
+        found, expected = found.double(), expected.double()
+        self.different += float((found - expected).square().sum())
+        self.tokens += expected.shape[2]
+        self.sum = self.sum + expected.sum(2)
+        self.squares += float(expected.square().sum())
+
+    @property
+    def share(self) -> float:
+        means = float(torch.as_tensor(self.sum).square().sum()) / max(self.tokens, 1)
+        return self.different / max(self.squares - means, 1e-30)
+
+
 def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
     """Run the golden calls on `model`, each from the golden cache, so that differences do not pile up over calls.
 
     Returns equal_share and max_steps over the 8-bit K/V integers of all calls and of prefill and decode apart, the
     same for the first layer, where no rounding has piled up yet, and for the 16-bit logits (with the power of their
-    differences over that of the logits themselves), the share of calls with the same best token, and the first layer
-    that ever differs.
+    differences over that of the logits themselves), the share of calls with the same best token, the first layer that
+    ever differs, and the noisiest one.
     """
     runner, plan = model.runner, model.plan
     everything, first, logits_steps = _Steps(), _Steps(), _Steps()
+    noises = [_Noise() for _ in runner.cache]
     by_method = {"prefill": _Steps(), "decode": _Steps()}
     first_layer: int | None = None
     same_token = identical = calls = 0
@@ -106,6 +131,7 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
             steps = (rows.to(torch.int32) - expected[index].to(torch.int32)).abs()
             everything.add(steps)
             by_method[method].add(steps)
+            noises[index].add(rows, expected[index])
             if index < 2:
                 first.add(steps)
             if bool(steps.any()):
@@ -120,12 +146,15 @@ def replay(model: QuantizedModel, golden: dict[str, Tensor]) -> dict[str, Any]:
         same_token += int(integers.argmax()) == int(golden[f"{call}.logits"].argmax())
         identical += not differs
         calls += 1
+    shares = [noise.share for noise in noises]
+    noisiest = max(range(len(shares)), key=shares.__getitem__)
     return {
         **everything.to_json(),
         "calls": calls,
         "identical_calls": identical,
         "top1_agreement": same_token / max(calls, 1),
         "first_differing_layer": first_layer,
+        "noisiest_layer": {"layer": noisiest // 2, "noise_share": shares[noisiest]},
         "first_layer": first.to_json(),
         **{name: steps.to_json() for name, steps in by_method.items()},
         "logits": {

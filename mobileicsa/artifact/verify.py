@@ -22,14 +22,17 @@ from mobileicsa.program.backend import backends as registered
 from mobileicsa.program.targets import find_target
 from mobileicsa.quantize.steps import Progress, Quiet
 
-# Fused float regions may flip a rounding tie, and a flip moves what follows it (see golden.py). Less agreement than
-# this is a defect, not rounding. The simulator replays its own integers to the last one: its sums are integers, and
-# what it computes in float64 is far from every tie.
-MIN_EQUAL_SHARE = {SIMULATOR: 1.0}
-MIN_EQUAL_SHARE_FIRST_LAYER = 0.75
+# The simulator replays its own integers to the last one: its sums are integers, and what it computes in float64 is far
+# from every tie.
+MIN_EQUAL_SHARE_SIMULATOR = 1.0
 # Float64 leaves a rounding tie to chance once in some 2**29 values.
 MIN_EQUAL_SHARE_EXACT = 0.999
-# Another scale, or other numbers altogether: more power in the differences than this share of the logits' own.
+# Others may flip a rounding tie, and a flip moves what follows it (see golden.py): behind the first layer the share of
+# equal integers falls with depth and tells nothing of a defect, so these layers are judged by their noise.
+MIN_EQUAL_SHARE_FIRST_LAYER = 0.75
+# Another scale, or other numbers altogether: more power in the differences than this share of the values' own. Rounding
+# alone gave XXX in the worst of 30 layers, where a third of the integers was equal.
+MAX_ROWS_NOISE = 0.1
 MAX_LOGITS_NOISE = 0.25
 SHOWN_FALLBACKS = 5
 QUIET = Quiet()
@@ -117,16 +120,16 @@ def _one(folder: Path, name: str, golden: dict[str, Any], expected: list[dict[st
         model = QuantizedModel.from_pretrained(folder, backend=name)
         # The simulator recorded the texts: running it again would only say that it is deterministic.
         texts = [] if name == SIMULATOR else expected
-        row = _compared(model, golden, texts, MIN_EQUAL_SHARE.get(name, model.target.least_equal))
+        row = _compared(model, golden, texts, _needed(name))
         if name == SIMULATOR and row["logits"]["different"]:
             row["ok"], row["reason"] = False, _difference(row)
         if name != SIMULATOR:
             row["placement"] = known[name].placement(model.exported, model.target)
         if isinstance(known.get(name), ExactBackend):
-            # Products of 16-bit activations are summed in float32 there too: schemes that have them are only measured.
+            # Products of 16-bit activations are summed in float32 there too: schemes that have them are as others.
             scheme = model.plan.scheme
             sums_exactly = scheme.bits("norm_out") == 8 and not scheme.wide_edges
-            needed = MIN_EQUAL_SHARE_EXACT if sums_exactly else model.target.least_equal
+            needed = MIN_EQUAL_SHARE_EXACT if sums_exactly else None
             exact = QuantizedModel.from_pretrained(folder, backend=name, exact=True)
             row["exact"] = _compared(exact, golden, texts, needed)
             row["ok"] = row["ok"] and row["exact"]["ok"]
@@ -151,7 +154,7 @@ def _lowered(
         model = lowered.open(progress)
         simulator = lowered.simulator()
         swap = None if adapter is None else _swapped(model, adapter)
-        row = _compared(model, record(simulator), [], MIN_EQUAL_SHARE.get(name, model.target.least_equal))
+        row = _compared(model, record(simulator), [], _needed(name))
         simulator.close()
         if name != SIMULATOR:
             row["placement"] = find_backend(name).placement(model.exported, model.target)
@@ -179,21 +182,29 @@ def _swapped(model: QuantizedModel, adapter: str) -> dict[str, Any]:
     return {"identical": identical, "through": [name or "no adapter" for name in through]}
 
 
+def _needed(name: str) -> float | None:
+    return MIN_EQUAL_SHARE_SIMULATOR if name == SIMULATOR else None
+
+
 def _compared(
-    model: QuantizedModel, golden: dict[str, Any], expected: list[dict[str, Any]], needed: float
+    model: QuantizedModel, golden: dict[str, Any], expected: list[dict[str, Any]], needed: float | None
 ) -> dict[str, Any]:
-    """Golden calls and greedy texts of an open model, which is closed; "ok" by the share of equal integers."""
+    """Golden calls and greedy texts of an open model, which is closed; "ok" by the first layer's equal integers, the
+    noise of every layer and of the logits, and the best tokens; with `needed` by all equal integers too."""
     row = replay(model, golden)
     judged = (
-        ("equal integers", row["equal_share"], needed),
+        ("equal integers", row["equal_share"], needed or 0.0),
         ("equal integers of the first layer", row["first_layer"]["equal_share"], MIN_EQUAL_SHARE_FIRST_LAYER),
         ("equal best tokens", row["top1_agreement"], model.target.least_top1),
     )
-    noise = row["logits"]["noise_share"]
-    missed = [f"{noise:.1%} noise in the logits, {MAX_LOGITS_NOISE:.0%} at most"] if noise > MAX_LOGITS_NOISE else []
+    noisiest = row["noisiest_layer"]
+    noises = (
+        ("the logits", row["logits"]["noise_share"], MAX_LOGITS_NOISE),
+        (f"keys or values of layer {noisiest['layer']}", noisiest["noise_share"], MAX_ROWS_NOISE),
+    )
+    missed = [f"{noise:.1%} noise in {where}, {most:.0%} at most" for where, noise, most in noises if noise > most]
     missed += [f"{found:.1%} {what}, {least:.1%} needed" for what, found, least in judged if found < least]
     row["ok"] = not missed
-    row["needed_equal_share"] = needed
     if missed:
         row["reason"] = f"{'; '.join(missed)}: {_difference(row)}"
     if expected:

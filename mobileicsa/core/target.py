@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from mobileicsa.core.errors import InputError
 
+# Fields that artifacts still carry and nothing reads any more.
+RETIRED = ("least_equal",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -25,8 +28,8 @@ class Target:
       and a writer imitates it as far as it can);
     - opset: of the ONNX files written for it;
     - device: what its compiler is told of the device, by that compiler's own names;
-    - least_equal, least_top1: shares of K/V integers and of best tokens equal to the simulator's below which `verify`
-      calls an output wrong; kernels that round otherwise let noise pile up over the layers;
+    - least_top1: the share of best tokens equal to the simulator's below which `verify` calls an output wrong; kernels
+      that round otherwise let noise pile up over the layers;
     - context: cache slots including the prefix; prefill_chunk: tokens per prefill call.
     """
 
@@ -42,7 +45,6 @@ class Target:
     rounding: Literal["half_even", "half_up", "half_away"] | None = None
     opset: int = 21
     device: dict[str, str | int] = field(default_factory=dict)
-    least_equal: float = 0.75
     least_top1: float = 0.9
     context: int = 512
     prefill_chunk: int = 64
@@ -60,6 +62,7 @@ class Target:
     @classmethod
     def from_mapping(cls, data: dict[str, Any], where: str) -> Target:
         known = {f.name for f in fields(cls)}
+        data = {name: value for name, value in data.items() if name not in RETIRED}
         unknown = sorted(set(data) - known)
         if unknown:
             raise InputError(f"{where}: unknown fields {unknown}; known are {sorted(known)}")

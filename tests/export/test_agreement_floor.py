@@ -1,7 +1,8 @@
-"""`verify` tells rounding noise that piles up over layers from a wrong first layer."""
+"""`verify` tells rounding noise that piles up over layers from a layer that is wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,52 @@ from mobileicsa.program.backend import find_backend
 from mobileicsa.program.simulator import SimulatorSession
 from mobileicsa.program.targets import find_target, target_of_backend
 
+Change = Callable[[np.ndarray], np.ndarray]
 
-def verified(artifact: Path, monkeypatch: pytest.MonkeyPatch, layer: int, share: float) -> dict[str, Any]:
-    """A slice on the simulator, some of whose keys of that layer are a step off."""
-    run = SimulatorSession.run
+
+def a_step_off(share: float) -> Change:
     random = np.random.default_rng(3)
+    return lambda row: np.where(random.random(row.shape) < share, row ^ 1, row)
+
+
+def verified(artifact: Path, monkeypatch: pytest.MonkeyPatch, layer: int, change: Change) -> dict[str, Any]:
+    """The artifact on the simulator, whose keys and values of that layer are changed."""
+    run = SimulatorSession.run
 
     def wrong(self: SimulatorSession, *given: Any) -> Any:
         logits, rows = run(self, *given)
-        rows = [row.copy() for row in rows]
-        for row in rows[2 * layer : 2 * layer + 2]:
-            row[random.random(row.shape) < share] ^= 1
+        rows = list(rows)
+        rows[2 * layer : 2 * layer + 2] = map(change, rows[2 * layer : 2 * layer + 2])
         return logits, rows
 
     golden = verify.record(QuantizedModel.from_pretrained(artifact))
     monkeypatch.setattr(SimulatorSession, "run", wrong)
     model = QuantizedModel.from_pretrained(artifact)
-    return verify._compared(model, golden, [], 0.25)
+    return verify._compared(model, golden, [], None)
 
 
-def test_noise_behind_the_first_layer_is_borne_where_the_target_says_so(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = verified(artifact, monkeypatch, layer=1, share=0.6)
+def test_rounding_noise_behind_the_first_layer_is_borne(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = verified(artifact, monkeypatch, 1, a_step_off(0.9))
     assert row["first_layer"]["equal_share"] == 1.0
-    assert row["equal_share"] < 0.75
+    assert row["equal_share"] < 0.6
+    assert row["noisiest_layer"]["layer"] == 1
+    assert 0 < row["noisiest_layer"]["noise_share"] < verify.MAX_ROWS_NOISE / 4
     assert row["ok"]
 
 
+@pytest.mark.parametrize("change", [lambda row: row[..., ::-1].copy(), lambda row: np.zeros_like(row)])
+def test_a_later_layer_that_computes_something_else_is_a_defect_and_named(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    row = verified(artifact, monkeypatch, 1, change)
+    assert row["first_layer"]["equal_share"] == 1.0
+    assert row["logits"]["different"] == 0
+    assert not row["ok"]
+    assert "noise in keys or values of layer 1" in row["reason"]
+
+
 def test_a_first_layer_that_differs_is_a_defect(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = verified(artifact, monkeypatch, layer=0, share=0.6)
+    row = verified(artifact, monkeypatch, 0, a_step_off(0.6))
     assert row["equal_share"] > 0.5
     assert not row["ok"]
 
