@@ -31,7 +31,7 @@ MIN_EQUAL_SHARE_EXACT = 0.999
 # equal integers falls with depth and tells nothing of a defect, so these layers are judged by their noise.
 MIN_EQUAL_SHARE_FIRST_LAYER = 0.75
 # Another scale, or other numbers altogether: more power in the differences than this share of the values' own. Rounding
-# alone gave XXX in the worst of 30 layers, where a third of the integers was equal.
+# alone gave 3 % in the worst of 30 layers, where a third of the integers was equal.
 MAX_ROWS_NOISE = 0.1
 MAX_LOGITS_NOISE = 0.25
 SHOWN_FALLBACKS = 5

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from mobileicsa.program.simulator import SimulatorSession
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed: pip install 'mobileicsa[onnx,qnn]'")
 
+from mobileicsa_export.onnx import OnnxBackend
 from mobileicsa_export.qnn import CONTEXT_FILES, SHARED_FOLDER, QnnHtpBackend
 from mobileicsa_export.qnn_compile import start
 
@@ -73,6 +78,48 @@ def test_both_methods_share_one_binary(case: tuple[FrozenModel, Path, Any]) -> N
     single = [folder / f"{Path(file).stem}_qnn.bin" for file in CONTEXT_FILES.values()]
     assert binaries[0].stat().st_size < sum(path.stat().st_size for path in single)
     assert {folder / SHARED_FOLDER / file for file in CONTEXT_FILES.values()} < set(written.files)
+
+
+COMPILE = """
+import sys
+from pathlib import Path
+from mobileicsa_export.qnn import _lowered
+from mobileicsa_export.qnn_compile import compile_context
+from qnn_models import htp_target
+
+place = Path(sys.argv[2])
+facts = _lowered(Path(sys.argv[1]), place / "htp", htp_target())["decode"]
+compile_context(place / "htp" / "model.onnx", place / "decode_ctx.onnx", htp_target(), facts)
+"""
+
+
+def test_two_runs_that_compile_in_two_places_write_the_same_bytes(tmp_path: Path) -> None:
+    """Runs, for within a process the libraries go on numbering operators where the compilation before ended."""
+    decoder = build_decoder(tiny_frozen("w8a8", layers=(LayerSpec(),)), primitive=True)
+    OnnxBackend().write(decoder, htp_target(), tmp_path / "portable", METADATA)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    made = []
+    for place in (tmp_path / "one", tmp_path / "another" / "place"):
+        place.mkdir(parents=True)
+        command = [sys.executable, "-c", COMPILE, str(tmp_path / "portable"), str(place)]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True, timeout=300)
+        made.append({path.name: path.read_bytes() for path in place.iterdir() if path.is_file()})
+    assert made[0].keys() == made[1].keys() == {"decode_ctx.onnx", "decode_ctx_qnn.bin"}
+    assert made[0] == made[1]
+
+
+def test_flipped_weights_which_the_emulator_computes_with_are_a_verification_error(
+    case: tuple[FrozenModel, Path, Any], tmp_path: Path
+) -> None:
+    frozen, folder, _ = case
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    binary = copy / "decode_ctx_qnn.bin"
+    data = bytearray(binary.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    binary.write_bytes(data)
+    with pytest.raises(VerificationError, match=r"decode_ctx_qnn\.bin") as caught:
+        QnnHtpBackend().open(copy, frozen.plan.spec, htp_target())
+    assert caught.value.exit_code == 5
 
 
 def test_files_of_another_target_or_method_are_refused(case: tuple[FrozenModel, Path, Any], tmp_path: Path) -> None:
