@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 1800
 LAST_LINES = 3
+# How Vela, a Python program, and the VGF converter say that a file could not be written.
+WRITE_WORDS = (*DISK_WORDS, "Error writing to file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +111,10 @@ def run(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnvironmentFault(f"{command[0]}: cannot run: {error}") from error
     if done.returncode != 0:
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        text = done.stdout + done.stderr
+        said = [line.strip() for line in text.splitlines() if line.strip()]
         last = " ".join(said[-LAST_LINES:]) or f"exit code {done.returncode}"
-        if any(words in last for words in DISK_WORDS):
+        if any(words in text for words in WRITE_WORDS):
             raise WriteFault(f"{tempfile.gettempdir()}: cannot be written: {last}", hint=SCRATCH_REMEDY)
         raise Refused(last)
     return done.stdout
