@@ -48,7 +48,7 @@ demo: $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifest.json
 	  $(BIN)/python -m webbrowser "file://$(abspath $(DEMO_OUTPUT))/w8a8/report.html"; fi
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
