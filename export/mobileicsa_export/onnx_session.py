@@ -23,6 +23,7 @@ from mobileicsa_export.onnx_adapter import with_adapter
 from mobileicsa_export.onnx_identity import check_identity, check_target
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_lowering import Kernels, lower
+from mobileicsa_export.onnx_rows import free_rows
 
 # fast: integer kernels, the rest in float32; exact: the simulator's integers, slower; as_written: every node of the
 # file by itself, without any optimisation.
@@ -97,6 +98,8 @@ class OnnxSession:
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
             self._facts[folder / file] = dict(model.metadata_props)
+            # Of the same graph at two lengths, so that one is like the other.
+            self.any_rows = free_rows(model.graph)
             self._sessions[method] = start_graph(model, folder / file, threads=threads, numerics=numerics)
 
     def check_target(self, target: Target) -> None:

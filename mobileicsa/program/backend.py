@@ -47,6 +47,13 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class AnyRowsSession(Session, Protocol):
+    """A session that, where `any_rows` is true, takes a cache of fewer rows than the target's context."""
+
+    any_rows: bool
+
+
 class Backend(Protocol):
     """`name` is also the artifact's sub-folder."""
 

