@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.target import Target
-from mobileicsa.program.backend import AnyRowsSession, Array, Session
+from mobileicsa.program.backend import AnyRowsSession, Array, FillingSession, IntArray, Session
 
 # Rows by which a cache grows: a runtime plans its memory anew each time, and attends to the free ones in vain.
 CACHE_STEP = 64
@@ -58,12 +58,15 @@ class TokenRunner:
         """Feed tokens; logits (n, vocab) behind each, or (1, vocab) behind the last."""
         if not last_only:
             return np.concatenate([rows.copy() for rows in self.prefill_chunks(ids)])
-        for rows in self.prefill_chunks(ids):
+        for rows in self.prefill_chunks(ids, last_only=True):
             last = rows[-1:]
         return last.copy()
 
-    def prefill_chunks(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Feed tokens; logits (n, vocab) behind those of each chunk in turn, valid until the next one."""
+    def prefill_chunks(self, ids: Sequence[int], *, last_only: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Feed tokens; logits (n, vocab) behind those of each chunk in turn, valid until the next one.
+
+        last_only: of the last chunk alone.
+        """
         if not ids:
             raise InputError("prefill: no tokens", hint="give a prompt of at least one token")
         if len(ids) > self.room:
@@ -76,9 +79,17 @@ class TokenRunner:
             piece = ids[start : start + chunk]
             tokens = np.zeros((1, chunk), dtype=np.int64)
             tokens[0, : len(piece)] = piece
+            if last_only and start + chunk < len(ids):
+                self._keep(self._fill(tokens), len(piece))
+                continue
             logits, rows = self.session.run("prefill", tokens, self.position, self.cache)
             self._keep(rows, len(piece))
             yield logits[0, : len(piece)]
+
+    def _fill(self, tokens: IntArray) -> list[Array]:
+        if isinstance(self.session, FillingSession):
+            return self.session.fill("prefill", tokens, self.position, self.cache)
+        return self.session.run("prefill", tokens, self.position, self.cache)[1]
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Feed one token; logits (vocab,)."""

@@ -95,6 +95,25 @@ def test_the_cache_grows_with_the_conversation_and_starts_small_again(monkeypatc
     assert growing.seen == [{4}, {8}, {12}, {12}, {12}, {12}, {16}, {16}, {4}]
 
 
+def test_a_prompts_first_chunks_give_their_rows_without_the_vocabularys_product(folder: Path) -> None:
+    session = OnnxSession(folder / "onnx", SPEC, threads=1)
+    empty = [np.zeros((1, SPEC.num_kv_heads, 0, SPEC.head_dim), np.int8)] * (2 * SPEC.num_layers)
+    ids = range(2 * CHUNK + 3)
+    runner = TokenRunner(session, target(), empty, None)
+    last, whole = runner.prefill(ids, last_only=True), [rows.copy() for rows in runner.cache]
+    runner.reset()
+    every = runner.prefill(ids)
+    assert np.array_equal(last[0], every[-1])
+    assert all(np.array_equal(a, b) for a, b in zip(whole, runner.cache, strict=True))
+    calls: list[str] = []
+    run, fill = session.run, session.fill
+    session.run = lambda *arguments: calls.append("run") or run(*arguments)
+    session.fill = lambda *arguments: calls.append("fill") or fill(*arguments)
+    runner.reset()
+    runner.prefill(ids, last_only=True)
+    assert calls == ["fill", "fill", "run"]
+
+
 def test_another_graph_keeps_its_rows() -> None:
     value = ir.Value(name="past_key_values.0.key", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape((1, 2, 8, 4)))
     node = ir.node("Identity", [value])
