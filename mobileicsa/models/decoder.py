@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, primitive: bool = True) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.primitive = spec, primitive
         self.embed = Embedding(spec)
         self.layers = nn.ModuleList(DecoderLayer(spec, index, primitive=primitive) for index in range(spec.num_layers))
         self.head = Head(spec, primitive=primitive)

@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
     def __init__(self, spec: ModelSpec, rope: int | None, *, primitive: bool) -> None:
         super().__init__()
-        self.spec, self.rope_index = spec, rope
+        self.spec, self.rope_index, self.primitive = spec, rope, primitive
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         rotates, normed = rope is not None, spec.qk_norm is not None
         self.q_proj = Linear(spec.hidden_size, q_size, bias=spec.qkv_bias, role="qkv" if rotates or normed else None)
@@ -209,7 +209,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output (B, T, hidden) and this call's stored keys and values (B, kv_heads, T, head_dim).
 
-        mask (T, S), or once for each query head of a group: (group * T, S).
+        mask (T, S); where not primitive also once for each query head of a group: (group * T, S).
         """
         spec, batch, length = self.spec, x.shape[0], x.shape[1]
         q = self._heads(x, self.q_proj, "q_norm", spec.num_heads)
@@ -226,10 +226,15 @@ class Attention(nn.Module):
         group = spec.num_heads // spec.num_kv_heads
         folded = q.reshape(batch, spec.num_kv_heads, group * length, spec.head_dim)
         scores = torch.matmul(folded, keys.transpose(2, 3))
-        scores = self.scores(scores if self.softcap is None else self.softcap(scores))
-        if length > 1 and mask.shape[0] == length:
+        if self.primitive:
+            # Compilers for NPUs know attention by its heads; elsewhere a reshape would only fix the number of keys.
+            scores = scores.view(batch, spec.num_heads, length, keys.shape[2])
+        elif length > 1 and mask.shape[0] == length:
             mask = mask.repeat(group, 1)
-        mixed = torch.matmul(self.softmax(scores, mask), values)
+        probs = self.softmax(self.scores(scores if self.softcap is None else self.softcap(scores)), mask)
+        if self.primitive:
+            probs = probs.reshape(batch, spec.num_kv_heads, group * length, keys.shape[2])
+        mixed = torch.matmul(probs, values)
         mixed = mixed.view(batch, spec.num_heads, length, spec.head_dim).transpose(1, 2)
         return self.o_proj(self.out(mixed.reshape(batch, length, -1))), new_k, new_v
 

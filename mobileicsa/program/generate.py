@@ -20,8 +20,8 @@ CACHE_STEP = 64
 class TokenRunner:
     """Owns the cache of one conversation: numpy arrays (1, kv_heads, slots, head_dim), keys and values by layer.
 
-    `slots` is the target's context, or follows the conversation where the session takes that. `prefix_cache` holds the rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the
-    prefix itself predicts.
+    `slots` is the target's context, or follows the conversation where the session takes that. `prefix_cache` holds the
+    rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the prefix itself predicts.
     """
 
     def __init__(

@@ -15,7 +15,6 @@ from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import MASKED, Decoder, DecoderLayer, LayerCache, rope_table
 from mobileicsa.program.adapters import adapter_inputs, given
 
-
 LEAST_ROWS = 2  # of a cache whose length is left open: sizes 0 and 1 are special to torch.export
 
 
@@ -82,8 +81,8 @@ class Method(Inputs):
     def __init__(self, decoder: Decoder, *, length: int, context: int) -> None:
         super().__init__(decoder, context=context)
         self.register_buffer("offsets", torch.arange(length), persistent=False)
-        # A mask's rows: once for each query head of a group, so that no layer has to repeat them. One token's are equal.
-        group = decoder.spec.num_heads // decoder.spec.num_kv_heads if length > 1 else 1
+        # A mask's rows: once for each query head of a group where layers would repeat them. One token's are equal.
+        group = 1 if decoder.primitive or length == 1 else decoder.spec.num_heads // decoder.spec.num_kv_heads
         self.register_buffer("queries", self.offsets.repeat(group), persistent=False)
         for index, window in enumerate(self.windows):
             distance = self.queries[:, None] - torch.arange(length)[None, :]
@@ -97,7 +96,7 @@ class Method(Inputs):
         return positions.clamp(max=self.slots.shape[0] - 1)
 
     def stored_mask(self, index: int, position: Tensor, slots: Tensor) -> Tensor:
-        """Mask (group * T, C + T), as stored, of `self.windows[index]`: the cached `slots` (C,), then the own tokens."""
+        """Mask (T or group * T, C + T), as stored, of `self.windows[index]`: cached `slots` (C,), then own tokens."""
         window = self.windows[index]
         cached = slots[None, :] < position
         if window is not None:
