@@ -103,6 +103,8 @@ bench-speed: setup $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifes
 	$(BIN)/python -m benchmarks.speed.run --work $(BENCH_WORK)/speed --text $(SPEED_TEXT) \
 	  --artifact w8a8=$(DEMO_OUTPUT)/w8a8 --artifact w4a8=$(DEMO_OUTPUT)/w4a8 \
 	  $(if $(wildcard $(LLAMA_CPP)),--llama-cpp $(LLAMA_CPP))
+	$(BIN)/python -m benchmarks.speed.curves --work $(BENCH_WORK)/curves
+	$(BIN)/python -m benchmarks.tables
 
 docs: setup
 	$(BIN)/python -m benchmarks.tables

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.table import curves, side_by_side
 from mobileicsa.artifact.layout import runtime_files
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -220,6 +221,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "agreement": ("targets", agreement),
     "engines": ("engines", engines),
     "ablation": ("ablation-small-llama", ablation),
+    "curves": ("speed-curves", curves),
+    "side_by_side": ("speed-smollm2-135m", side_by_side),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),
