@@ -18,9 +18,9 @@ def side_by_side(result: dict[str, Any]) -> list[str]:
     names = [f"{kind}, prompt {prompt}" for prompt in prompts for kind in ("decode", "prefill")]
     lines = [
         f"{result['model']}, {environment['cpu']}, {' '.join(environment['cpu_flags'])}, {result['threads']} thread; "
-        f"{result['generate_tokens']} tokens generated, medians of {result['repeat']} turns in which all contenders ran "
-        f"one after the other. Tokens a second, in brackets over {YARDSTICK} of the same turn. Perplexity of the same "
-        f"{scored:,} tokens of {result['text']}; a program that is scored in another row has none.",
+        f"{result['generate_tokens']} tokens generated, medians of {result['repeat']} turns in which all contenders "
+        f"ran one after the other. Tokens a second, in brackets over {YARDSTICK} of the same turn. Perplexity of "
+        f"the same {scored:,} tokens of {result['text']}; a program that is scored in another row has none.",
         "",
         f"| contender | {' | '.join(names)} | first token | load | peak RSS | files | perplexity |",
         "|---" * (len(names) + 6) + "|",
