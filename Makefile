@@ -48,7 +48,7 @@ demo: $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifest.json
 	  $(BIN)/python -m webbrowser "file://$(abspath $(DEMO_OUTPUT))/w8a8/report.html"; fi
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -103,6 +103,8 @@ bench-speed: setup $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifes
 	$(BIN)/python -m benchmarks.speed.run --work $(BENCH_WORK)/speed --text $(SPEED_TEXT) \
 	  --artifact w8a8=$(DEMO_OUTPUT)/w8a8 --artifact w4a8=$(DEMO_OUTPUT)/w4a8 \
 	  $(if $(wildcard $(LLAMA_CPP)),--llama-cpp $(LLAMA_CPP))
+	$(BIN)/python -m benchmarks.speed.curves --work $(BENCH_WORK)/curves
+	$(BIN)/python -m benchmarks.tables
 
 docs: setup
 	$(BIN)/python -m benchmarks.tables

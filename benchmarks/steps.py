@@ -41,11 +41,19 @@ class Steps:
         return str(self.work / name)
 
     def perplexity(
-        self, model: str, name: str, backend: str, text: Path, windows: int | None, target: str | None = None
+        self,
+        model: str,
+        name: str,
+        backend: str,
+        text: Path,
+        windows: int | None,
+        target: str | None = None,
+        reference: str | None = None,
     ) -> dict[str, Any]:
         arguments = ["--model", model, "--backend", backend, "--text", str(text), "--window", str(WINDOW)]
         arguments += [] if windows is None else ["--max-windows", str(windows)]
         arguments += [] if target is None else ["--target", target]
+        arguments += [] if reference is None else ["--reference", reference]
         return self.ask("-".join(("eval", name, backend, *([] if target is None else [target]))), "eval", *arguments)
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.table import curves, side_by_side
 from mobileicsa.artifact.layout import runtime_files
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -63,9 +64,9 @@ def recipes(result: dict[str, Any]) -> list[str]:
         "calibrated or learned on either text; where no text is named, it is the model's own. Peers (*) leave more in "
         "float: head, embedding, norms, softmax, stream." + _trained(result),
         "",
-        "| scheme | recipe | WikiText-2 | over float | ONNX Runtime | ExecuTorch "
+        "| scheme | recipe | WikiText-2 | over float | KL to float | same best token | ONNX Runtime | ExecuTorch "
         "| Tiny Shakespeare | over float | time |",
-        "|---" * 9 + "|",
+        "|---" * 11 + "|",
     ]
     named = [(row["scheme"], _recipe(row), row) for row in result["rows"]]
     named += [(peer["scheme"], f"{peer['name']} *", peer) for peer in result["peers"]]
@@ -76,7 +77,7 @@ def recipes(result: dict[str, Any]) -> list[str]:
         wiki, plays = (_over_float(row["texts"][text]) for text in ("wikitext2", "shakespeare"))
         runtimes = row.get("runtimes", {})
         measured = [f"{runtimes[key]['perplexity']:.2f}" if key in runtimes else "" for key in ("onnx", "executorch")]
-        cells = [scheme, name, *wiki, *measured, *plays]
+        cells = [scheme, name, *wiki, *_divergence(row["texts"]["wikitext2"]), *measured, *plays]
         lines.append(f"| {' | '.join(cells)} | {_time(row)} |")
     return lines
 
@@ -92,6 +93,12 @@ def _time(row: dict[str, Any]) -> str:
 
 def _over_float(found: dict[str, Any]) -> list[str]:
     return [f"{found['perplexity']:.2f}", f"{found['ratio']:.3f}×" if "ratio" in found else ""]
+
+
+def _divergence(found: dict[str, Any]) -> list[str]:
+    """Mean over tokens of KL(float, this), in nats; share of tokens whose best prediction is float's."""
+    kl, top1 = found.get("kl_to_reference"), found.get("top1_agreement")
+    return ["" if kl is None else f"{kl:.3f}", "" if top1 is None else f"{top1:.1%}"]
 
 
 def _trained(result: dict[str, Any]) -> str:
@@ -214,6 +221,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "agreement": ("targets", agreement),
     "engines": ("engines", engines),
     "ablation": ("ablation-small-llama", ablation),
+    "curves": ("speed-curves", curves),
+    "side_by_side": ("speed-smollm2-135m", side_by_side),
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),

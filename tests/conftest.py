@@ -1,4 +1,4 @@
-"""Rules for the whole suite: no network, one thread; data and the demo model where they are present."""
+"""Rules for the whole suite: no network, one core; data and the demo model where they are present."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
     torch.set_num_threads(1)
+    _keep_to_one_core()
+
+
+def _keep_to_one_core() -> None:
+    """Workers side by side take a core each: runtimes start as many threads as they may use cores, and these spin."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
 
 
 @pytest.fixture

@@ -28,8 +28,13 @@ class Subject:
     data: Path
 
     def perplexity(self, model: str, name: str, backend: str, text: str) -> dict[str, Any]:
-        """The answer of `mobileicsa eval` for the float model or an artifact folder, `name` in the work folder."""
-        found = self.steps.perplexity(model, f"{name}-{text}", backend, self.texts[text], self.windows)
+        """The answer of `mobileicsa eval` for the float model or an artifact folder, `name` in the work folder.
+
+        The simulator's first text is compared with the float model token by token too.
+        """
+        reference = self.model if backend == "simulator" and text == next(iter(self.texts)) else None
+        path = self.texts[text]
+        found = self.steps.perplexity(model, f"{name}-{text}", backend, path, self.windows, reference=reference)
         answer: dict[str, Any] = found["answer"]
         return answer
 

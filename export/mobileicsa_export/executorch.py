@@ -36,6 +36,8 @@ ADAPTER_FILE = "adapter_inputs.json"
 # Not `decode`: a stock runner that finds it takes it for its own, with two inputs and the cache inside.
 METHOD_NAMES = {"prefill": "prefill_rows", "decode": "decode_rows"}
 STOCK_METHOD = "forward"
+# Constant method of a file whose methods take a cache of any number of rows.
+ANY_ROWS = "get_any_cache_rows"
 
 
 class ExecutorchBackend:
@@ -54,11 +56,13 @@ class ExecutorchBackend:
 
         folder.mkdir(parents=True, exist_ok=True)
         shared: dict[int, Tensor] = {}
-        programs = {METHOD_NAMES[m]: export_method(decoder, target, m) for m in method_lengths(target)}
+        methods = method_lengths(target)
+        programs = {METHOD_NAMES[m]: export_method(decoder, target, m, any_rows=True) for m in methods}
         programs[STOCK_METHOD] = export_stateful(decoder, target)
         forms = {name: prepare(program, shared) for name, program in programs.items()}
         constants = constant_methods(decoder.spec, target, metadata) | {
-            "get_max_context_len": free_slots(decoder, target)
+            "get_max_context_len": free_slots(decoder, target),
+            ANY_ROWS: 1,
         }
         lowered = _lower(programs, constants)
         facts = {name: {**_facts(lowered, name), "forms": form} for name, form in forms.items()}

@@ -39,10 +39,11 @@ class ProgramEditor:
             yield
         self._origin = before
 
-    def call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, meaning: Callable[..., Any] | None = None) -> fx.Node:
+        """`meaning`: what gives the result's shape and type, if not `target` itself."""
         node: fx.Node = self.graph.call_function(target, args)
         with self._mode:
-            node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+            node.meta["val"] = (meaning or target)(*fx.map_arg(args, lambda n: n.meta["val"]))
         assert self._origin is not None
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._origin.meta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -31,6 +32,7 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
     """
     editor = ProgramEditor(program)
     _drop_annotations(editor)
+    _infer_open_sizes(editor)
     _adapter_products(editor)
     counts = widen_int4(editor)
     counts |= LinearPass(editor, weights).run()
@@ -50,7 +52,8 @@ def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, i
 
 
 def _drop_annotations(editor: ProgramEditor) -> None:
-    for node in nodes(editor, aten._assert_tensor_metadata.default, aten.alias.default):
+    asserts = (aten._assert_tensor_metadata.default, aten._assert_scalar.default)
+    for node in nodes(editor, *asserts, aten.alias.default):
         if node.users:
             editor.replace(node, node.args[0])  # type: ignore[arg-type]
         else:
@@ -64,11 +67,10 @@ def _core_operators(editor: ProgramEditor) -> None:
         first, second = (int(d) for d in node.args[1:3])  # type: ignore[arg-type]
         order[first], order[second] = order[second], order[first]
         with editor.standing_for(node):
-            # A copy is contiguous, so that a reshape after it needs no clone.
-            editor.replace(node, editor.call(aten.permute_copy.default, node.args[0], order))
+            editor.replace(node, _permuted(editor, node.args[0], order))
     for node in nodes(editor, aten.permute.default):
         with editor.standing_for(node):
-            editor.replace(node, editor.call(aten.permute_copy.default, *node.args))
+            editor.replace(node, _permuted(editor, *node.args))
     for node in nodes(editor, aten.flatten.using_ints, aten.reshape.default):
         (source,) = node.all_input_nodes
         if source.meta["val"].is_contiguous():
@@ -82,6 +84,28 @@ def _core_operators(editor: ProgramEditor) -> None:
         with editor.standing_for(node):
             scalars = [editor.scalar(float(v)) for v in values]  # type: ignore[arg-type]
             editor.replace(node, editor.call(aten.where.self, condition, *scalars))
+
+
+def _permuted(editor: ProgramEditor, x: object, order: object) -> fx.Node:
+    """As a copy: it is contiguous, so that a reshape after it needs no clone."""
+
+    def copy(value: Tensor, axes: list[int]) -> Tensor:
+        # What permute_copy gives, but it would fix a size that is left open.
+        return value.permute(axes).clone(memory_format=torch.contiguous_format)
+
+    return editor.call(aten.permute_copy.default, x, order, meaning=copy)
+
+
+def _infer_open_sizes(editor: ProgramEditor) -> None:
+    """Shapes that are computed of a size left open: XNNPACK infers that one itself."""
+    for node in nodes(editor, aten.view.default, aten.reshape.default):
+        if any(isinstance(size, fx.Node) for size in node.args[1]):  # type: ignore[union-attr]
+            node.args = (node.args[0], _sizes(shape(node)))
+
+
+def _sizes(of: Sequence[int | torch.SymInt]) -> list[int]:
+    """A view's sizes; at most one may be open."""
+    return [size if isinstance(size, int) else -1 for size in of]
 
 
 def _adapter_products(editor: ProgramEditor) -> None:
@@ -194,11 +218,14 @@ def _attention_product(editor: ProgramEditor, node: fx.Node) -> None:
     along = source.target is aten.cat.default and source.args[1] == len(batch)
     parts = list(source.args[0]) if along else [source]  # type: ignore[arg-type]
     with editor.standing_for(node):
-        a = editor.call(aten.view.default, left, [count, rows, inner])
-        folded = [editor.call(aten.view.default, p, [count, *shape(p)[-2:]]) for p in parts]
+        a = editor.call(aten.view.default, left, _sizes([count, rows, inner]))
+        folded = [editor.call(aten.view.default, p, _sizes([count, *shape(p)[-2:]])) for p in parts]
         if turned:
             columns = [editor.call(aten.transpose.int, keys, 1, 2) for keys in folded]
             y = _join([editor.call(aten.bmm.default, a, keys) for keys in columns], editor)
+        elif any(not isinstance(shape(values)[1], int) for values in folded):
+            # XNNPACK has no slice of open size: values are few then, and copied together.
+            y = editor.call(aten.bmm.default, a, editor.call(aten.cat.default, folded, 1))
         else:
             y, start = None, 0
             for values in folded:
@@ -207,7 +234,7 @@ def _attention_product(editor: ProgramEditor, node: fx.Node) -> None:
                 part = editor.call(aten.bmm.default, chosen, values)
                 y = part if y is None else editor.call(aten.add.Tensor, y, part)
                 start += slots
-        editor.replace(node, editor.call(aten.view.default, y, shape(node)))
+        editor.replace(node, editor.call(aten.view.default, y, _sizes(shape(node))))
 
 
 def _swaps_last_two(node: fx.Node) -> bool:

@@ -35,6 +35,7 @@ ADDRESSING = frozenset(
         "mul",
         "slice_copy",
         "sub",
+        "sym_size",
         "unsqueeze_copy",
         "where",
         "_to_dim_order_copy",

@@ -20,6 +20,7 @@ from mobileicsa.io.tensor_file import read_tensors
 from mobileicsa.program.backend import Array, IntArray
 from mobileicsa_export.executorch import (
     ADAPTER_FILE,
+    ANY_ROWS,
     DIGEST_FILE,
     METHOD_NAMES,
     MODEL_FILE,
@@ -49,6 +50,7 @@ class ExecutorchSession:
             self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
             _check_identity(path, self._program, spec, target)
             present = self._program.method_names
+            self.any_rows = ANY_ROWS in present
             self._methods: dict[str, Any] = {
                 method: self._program.load_method(stored_name(method, present)) for method in METHOD_NAMES
             }

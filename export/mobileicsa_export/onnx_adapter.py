@@ -36,15 +36,16 @@ def write_adapter(path: Path, inputs: Mapping[str, Tensor]) -> None:
         raise WriteFault(f"{path}: cannot be written: {error}", hint=REMEDY) from error
 
 
-def with_adapter(path: Path) -> tuple[ort.RunOptions, ort.LoraAdapter]:
-    """Options of runs with the adapter of that file, which must live as long (ONNX Runtime 1.32 does not keep it).
+def with_adapter(path: Path, *options: ort.RunOptions) -> ort.LoraAdapter:
+    """The adapter of that file, added to `options`, which it must outlive (ONNX Runtime 1.32 does not keep it).
 
     VerificationError where it cannot be read.
     """
-    adapter, options = ort.LoraAdapter(), ort.RunOptions()
+    adapter = ort.LoraAdapter()
     try:
         adapter.Load(str(path))
-        options.add_active_adapter(adapter)
+        for one in options:
+            one.add_active_adapter(adapter)
     except Exception as error:
         raise VerificationError(f"{path}: ONNX Runtime cannot load it: {error}", hint="export it again") from error
-    return options, adapter
+    return adapter

@@ -17,12 +17,13 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.io.cores import physical_cores
 from mobileicsa.program.backend import Array, IntArray
-from mobileicsa.program.methods import input_names
+from mobileicsa.program.methods import input_names, output_names
 from mobileicsa_export.onnx import MODEL_FILES
 from mobileicsa_export.onnx_adapter import with_adapter
 from mobileicsa_export.onnx_identity import check_identity, check_target
 from mobileicsa_export.onnx_load import load_graph
 from mobileicsa_export.onnx_lowering import Kernels, lower
+from mobileicsa_export.onnx_rows import free_rows
 
 # fast: integer kernels, the rest in float32; exact: the simulator's integers, slower; as_written: every node of the
 # file by itself, without any optimisation.
@@ -91,12 +92,15 @@ class OnnxSession:
         self._names = input_names(spec)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._facts: dict[Path, dict[str, str]] = {}
-        self._adapter: tuple[ort.RunOptions | None, ort.LoraAdapter | None] = (None, None)
+        self._row_names = output_names(spec)[1:]
+        self.use_adapter(None)
         for method, file in MODEL_FILES.items():
             # Read once: to parse a graph takes longer than ONNX Runtime takes to load it.
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
             self._facts[folder / file] = dict(model.metadata_props)
+            # Of the same graph at two lengths, so that one is like the other.
+            self.any_rows = numerics != "as_written" and free_rows(model.graph)
             self._sessions[method] = start_graph(model, folder / file, threads=threads, numerics=numerics)
 
     def check_target(self, target: Target) -> None:
@@ -107,18 +111,29 @@ class OnnxSession:
     def run(
         self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]
     ) -> tuple[NDArray[np.float32], list[Array]]:
+        logits, *rows = self._run(method, None, (token_ids, np.array([position], dtype=np.int64), *cache), self._whole)
+        return logits, rows
+
+    def fill(self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]) -> list[Array]:
         values = (token_ids, np.array([position], dtype=np.int64), *cache)
+        return self._run(method, self._row_names, values, self._rows_only)
+
+    def _run(
+        self, method: str, outputs: list[str] | None, values: Sequence[Array], options: ort.RunOptions
+    ) -> list[Array]:
         try:
             feeds = dict(zip(self._names, values, strict=True))
-            logits, *rows = self._sessions[method].run(None, feeds, self._adapter[0])
+            found: list[Array] = self._sessions[method].run(outputs, feeds, options)
         except Exception as error:
             raise VerificationError(
                 f"{MODEL_FILES[method]}: fails on ONNX Runtime: {error}", hint="export it again"
             ) from error
-        return logits, rows
+        return found
 
     def use_adapter(self, file: Path | None) -> None:
-        self._adapter = (None, None) if file is None else with_adapter(file)
+        self._whole, self._rows_only = ort.RunOptions(), ort.RunOptions()
+        self._rows_only.only_execute_path_to_fetches = True
+        self._adapter = None if file is None else with_adapter(file, self._whole, self._rows_only)
 
     def close(self) -> None:
         self._sessions.clear()

@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor, past: LayerCache | None = None
     ) -> tuple[Tensor, LayerCache]:
-        """x (B, T, hidden), mask (T, S) additive -> output of x's shape and the new stored (keys, values)."""
+        """x (B, T, hidden), mask (T or group * T, S) additive -> output of x's shape and the new stored rows."""
         spec = self.spec
         normed = self.attn_norm(x) if spec.pre_norm else self.attn_in(x)
         attended, k, v = self.attn(normed, rope, mask, past)
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, primitive: bool = True) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.primitive = spec, primitive
         self.embed = Embedding(spec)
         self.layers = nn.ModuleList(DecoderLayer(spec, index, primitive=primitive) for index in range(spec.num_layers))
         self.head = Head(spec, primitive=primitive)
@@ -143,7 +143,8 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[LayerCache]]:
         """Token ids (B, T) -> last layer's output and every layer's new cache rows.
 
-        `ropes[i]` are the tables of `spec.ropes[i]` at the tokens' positions, `masks[window]` (T, S) additive.
+        `ropes[i]` are the tables of `spec.ropes[i]` at the tokens' positions, `masks[window]` (T, S) additive, or once
+        for each query head of a group (see layers.Attention).
         """
         x = self.embed(ids)
         new: list[LayerCache] = []

@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
     def __init__(self, spec: ModelSpec, rope: int | None, *, primitive: bool) -> None:
         super().__init__()
-        self.spec, self.rope_index = spec, rope
+        self.spec, self.rope_index, self.primitive = spec, rope, primitive
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         rotates, normed = rope is not None, spec.qk_norm is not None
         self.q_proj = Linear(spec.hidden_size, q_size, bias=spec.qkv_bias, role="qkv" if rotates or normed else None)
@@ -207,7 +207,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output (B, T, hidden) and this call's stored keys and values (B, kv_heads, T, head_dim)."""
+        """Return the output (B, T, hidden) and this call's stored keys and values (B, kv_heads, T, head_dim).
+
+        mask (T, S); where not primitive also once for each query head of a group: (group * T, S).
+        """
         spec, batch, length = self.spec, x.shape[0], x.shape[1]
         q = self._heads(x, self.q_proj, "q_norm", spec.num_heads)
         k = self._heads(x, self.k_proj, "k_norm", spec.num_kv_heads)
@@ -220,12 +223,18 @@ class Attention(nn.Module):
         all_v = new_v if past is None else torch.cat((past[1], new_v), dim=2)
         keys, values = self.k_out.load(all_k), self.v_out.load(all_v)
         # Query heads of one group share their keys: fold them in the row dimension instead of repeating keys.
-        rows = spec.num_heads // spec.num_kv_heads * length
-        scores = torch.matmul(q.reshape(batch, spec.num_kv_heads, rows, spec.head_dim), keys.transpose(2, 3))
-        scores = scores.view(batch, spec.num_heads, length, keys.shape[2])
-        scores = self.scores(scores if self.softcap is None else self.softcap(scores))
-        probs = self.softmax(scores, mask)
-        mixed = torch.matmul(probs.reshape(batch, spec.num_kv_heads, rows, keys.shape[2]), values)
+        group = spec.num_heads // spec.num_kv_heads
+        folded = q.reshape(batch, spec.num_kv_heads, group * length, spec.head_dim)
+        scores = torch.matmul(folded, keys.transpose(2, 3))
+        if self.primitive:
+            # Compilers for NPUs know attention by its heads; elsewhere a reshape would only fix the number of keys.
+            scores = scores.view(batch, spec.num_heads, length, keys.shape[2])
+        elif length > 1 and mask.shape[0] == length:
+            mask = mask.repeat(group, 1)
+        probs = self.softmax(self.scores(scores if self.softcap is None else self.softcap(scores)), mask)
+        if self.primitive:
+            probs = probs.reshape(batch, spec.num_kv_heads, group * length, keys.shape[2])
+        mixed = torch.matmul(probs, values)
         mixed = mixed.view(batch, spec.num_heads, length, spec.head_dim).transpose(1, 2)
         return self.o_proj(self.out(mixed.reshape(batch, length, -1))), new_k, new_v
 

@@ -47,6 +47,22 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class AnyRowsSession(Session, Protocol):
+    """A session that, where `any_rows` is true, takes a cache of fewer rows than the target's context."""
+
+    any_rows: bool
+
+
+@runtime_checkable
+class FillingSession(Session, Protocol):
+    """A session that saves the vocabulary's product where nobody reads its result: all of a prompt but its end."""
+
+    def fill(self, method: str, token_ids: IntArray, position: int, cache: Sequence[Array]) -> list[Array]:
+        """The new rows alone, as `run` gives them."""
+        ...
+
+
 class Backend(Protocol):
     """`name` is also the artifact's sub-folder."""
 

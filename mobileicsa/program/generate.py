@@ -1,4 +1,4 @@
-"""Run a session: the static cache, chunked prefill, one-token decode, greedy or sampled generation."""
+"""Run a session: the cache, chunked prefill, one-token decode, greedy or sampled generation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.target import Target
-from mobileicsa.program.backend import Array, Session
+from mobileicsa.program.backend import AnyRowsSession, Array, FillingSession, IntArray, Session
+
+# Rows by which a cache grows: a runtime plans its memory anew each time, and attends to the free ones in vain.
+CACHE_STEP = 64
 
 
 class TokenRunner:
-    """Owns the cache of one conversation: numpy arrays (1, kv_heads, context, head_dim), keys and values by layer.
+    """Owns the cache of one conversation: numpy arrays (1, kv_heads, slots, head_dim), keys and values by layer.
 
-    `prefix_cache` holds the rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the
-    prefix itself predicts.
+    `slots` is the target's context, or follows the conversation where the session takes that. `prefix_cache` holds the
+    rows put in front of every conversation (P may be 0), `prefix_logits` (vocab,) what the prefix itself predicts.
     """
 
     def __init__(
@@ -32,17 +35,14 @@ class TokenRunner:
         self.prefix_logits = prefix_logits
         self._prefix = list(prefix_cache)
         self.prefix_length = int(self._prefix[0].shape[2])
-        self.cache: list[Array] = []
-        for rows in self._prefix:
-            shape = (*rows.shape[:2], target.context, rows.shape[3])
-            self.cache.append(np.zeros(shape, dtype=rows.dtype))
+        self._grows = isinstance(session, AnyRowsSession) and session.any_rows
         self.reset()
 
     def reset(self) -> None:
-        """Back to the prefix alone. Later slots are masked, so that they need no clearing."""
+        """Back to the prefix alone."""
         self.position = self.prefix_length
-        for whole, rows in zip(self.cache, self._prefix, strict=True):
-            whole[:, :, : self.prefix_length] = rows
+        self.cache: list[Array] = self._prefix
+        self._make_room(self.position + 1)
 
     def restart(self, prefix_cache: Sequence[Array], prefix_logits: NDArray[np.float32] | None) -> None:
         """Behind another prefix of the same length: that of an adapter, whose rows are its own."""
@@ -58,12 +58,15 @@ class TokenRunner:
         """Feed tokens; logits (n, vocab) behind each, or (1, vocab) behind the last."""
         if not last_only:
             return np.concatenate([rows.copy() for rows in self.prefill_chunks(ids)])
-        for rows in self.prefill_chunks(ids):
+        for rows in self.prefill_chunks(ids, last_only=True):
             last = rows[-1:]
         return last.copy()
 
-    def prefill_chunks(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Feed tokens; logits (n, vocab) behind those of each chunk in turn, valid until the next one."""
+    def prefill_chunks(self, ids: Sequence[int], *, last_only: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Feed tokens; logits (n, vocab) behind those of each chunk in turn, valid until the next one.
+
+        last_only: of the last chunk alone.
+        """
         if not ids:
             raise InputError("prefill: no tokens", hint="give a prompt of at least one token")
         if len(ids) > self.room:
@@ -76,9 +79,17 @@ class TokenRunner:
             piece = ids[start : start + chunk]
             tokens = np.zeros((1, chunk), dtype=np.int64)
             tokens[0, : len(piece)] = piece
+            if last_only and start + chunk < len(ids):
+                self._keep(self._fill(tokens), len(piece))
+                continue
             logits, rows = self.session.run("prefill", tokens, self.position, self.cache)
             self._keep(rows, len(piece))
             yield logits[0, : len(piece)]
+
+    def _fill(self, tokens: IntArray) -> list[Array]:
+        if isinstance(self.session, FillingSession):
+            return self.session.fill("prefill", tokens, self.position, self.cache)
+        return self.session.run("prefill", tokens, self.position, self.cache)[1]
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Feed one token; logits (vocab,)."""
@@ -89,7 +100,19 @@ class TokenRunner:
         last: NDArray[np.float32] = logits[0, 0]
         return last
 
+    def _make_room(self, slots: int) -> None:
+        """At least so many in every array, what they hold kept. Free slots are masked."""
+        held = self.cache[0].shape[2]
+        if slots <= held:
+            return
+        wanted = min(-(-slots // CACHE_STEP) * CACHE_STEP, self.target.context) if self._grows else self.target.context
+        longer = [np.zeros((*rows.shape[:2], wanted, rows.shape[3]), dtype=rows.dtype) for rows in self.cache]
+        for new, rows in zip(longer, self.cache, strict=True):
+            new[:, :, :held] = rows
+        self.cache = longer
+
     def _keep(self, rows: Sequence[Array], count: int) -> None:
+        self._make_room(self.position + count)
         for whole, new in zip(self.cache, rows, strict=True):
             whole[:, :, self.position : self.position + count] = new[:, :, :count]
         self.position += count

@@ -39,9 +39,9 @@ class Entry(Method):
     def forward(self, token_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         embed = self.decoder.embed
         hidden = embed.out.store(embed(token_ids))
-        positions = self.positions(position)
+        positions = self.positions(position, self.offsets)
         tables = [self.table_rows(name, positions) for name in table_buffers(self.decoder)]
-        masks = [self.stored_mask(index, position, positions) for index in range(len(self.windows))]
+        masks = [self.stored_mask(index, position, self.slots) for index in range(len(self.windows))]
         return (hidden, *tables, *masks)
 
 

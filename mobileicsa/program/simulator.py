@@ -36,6 +36,8 @@ def prepare_for_eager(decoder: Decoder) -> None:
 class SimulatorSession:
     """A `Session` over a frozen (or float) decoder in eager mode."""
 
+    any_rows = True
+
     def __init__(self, decoder: Decoder, target: Target) -> None:
         if any(isinstance(module, QuantLinear) for module in decoder.modules()):
             prepare_for_eager(decoder)
