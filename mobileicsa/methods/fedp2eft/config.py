@@ -19,13 +19,13 @@ class Config(RunConfig):
     - `languages`: of the seen and the unseen clients (PUD); `new_languages`: of clients of other text (XCOPA);
     - `length`: tokens of a window; `train`, `validation`, `test`: windows of a client; `batch`: windows of a step;
     - `rank`: the largest rank of a module; `budgets`: uniform ranks r whose parameter counts are the budgets;
-    - `factor`: alpha / r of every LoRA, for one of the baselines also each of `factors`;
+    - `factor`: alpha / r of every LoRA, for one of the baselines also `factors`, at its rate;
     - `rounds`, `per_round`: of the federation; `local_steps`, `local_rate`, `scale_rate`: stage 1 on a client;
       `generator_steps`, `generator_rate`: stage 2;
     - `start_scale`: what all scales are before the first round;
     - `significance`, `sparsity`: weights of the two parts of the prior;
     - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, for every variant and each budget,
-      on the validation text of the first `tuning_clients` seen clients.
+      on the validation text of `tuning_clients` seen clients.
     """
 
     base: str = "smollm2-135m"
