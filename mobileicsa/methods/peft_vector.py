@@ -22,11 +22,11 @@ from torch import Tensor
 from mobileicsa.core.errors import InputError
 from mobileicsa.io.atomic import write_tensors, writing
 from mobileicsa.io.json_file import read_json, write_json
-from mobileicsa.io.safetensors_header import read_header
-from mobileicsa.models.adapter import CONFIG_FILE, PICKLE_FILE, TENSOR_FILE
-from mobileicsa.models.adapter_config import MERGE_HINT, read_config
+from mobileicsa.io.paths import inside
+from mobileicsa.models.adapter_config import CONFIG_FILE, read_config
+from mobileicsa.models.adapter_tensors import TENSOR_FILE, read_factors, scaled
 
-PREFIX, SIDES = "base_model.model.", ("lora_A", "lora_B")
+PREFIX = "base_model.model."
 # The base that an adapter was made for; a file of its own, for peft warns of unknown keys in its configuration.
 ORIGIN_FILE = "mobileicsa.json"
 # Frobenius norm of one module's update above which an adapter is taken for damaged.
@@ -147,23 +147,18 @@ class PeftVector:
         Raises InputError for anything but plain LoRA on linears, for a pickle, for NaN, a huge norm, rank 0, shapes
         that contradict each other or the configuration, and for tensors that belong to no pair.
         """
-        config = read_config(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-        halves = _read_halves(folder / TENSOR_FILE)
-        names = sorted({name for name, _ in halves})
+        where = inside(folder, CONFIG_FILE)
+        config = read_config(read_json(where), str(where))
         pairs: dict[str, LoraPair] = {}
-        for name in names:
-            missing = [side for side in SIDES if (name, side) not in halves]
-            if missing:
-                raise InputError(f"{folder / TENSOR_FILE}: module {name!r} has no {missing[0]}")
-            a, b = (halves[name, side] for side in SIDES)
+        for name, (a, b) in read_factors(inside(folder, TENSOR_FILE)).items():
             if config.rank_of(name) != a.shape[0]:
                 raise InputError(
-                    f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}"
+                    f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}",
+                    hint="config and tensors belong to two adapters: save it again",
                 )
-            scaling = config.scale_of(name)
-            if scaling == 0:
+            if config.scale_of(name) == 0:
                 log.warning("%s: alpha is 0 for module %r: the adapter does nothing there", folder, name)
-            pairs[name] = LoraPair(a=a, b=b * scaling)
+            pairs[name] = LoraPair(a=a, b=scaled(b, config, name))
         origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
         identity = origin.get("base_identity", "")
         return cls(pairs=pairs, base=config.base_name, base_identity=identity if isinstance(identity, str) else "")
@@ -207,23 +202,3 @@ def _check_pair(name: str, pair: LoraPair) -> None:
             f"{where}: an update of norm up to {norm:.3g}, the limit is {MAX_UPDATE_NORM:g}",
             hint="did its training diverge?",
         )
-
-
-def _read_halves(path: Path) -> dict[tuple[str, str], Tensor]:
-    """(module name, side) -> float32 tensor."""
-    from safetensors.torch import load_file
-
-    if not path.exists() and path.with_name(PICKLE_FILE).exists():
-        raise InputError(
-            f"{path.with_name(PICKLE_FILE)}: is a Python pickle, which is never read",
-            hint="load it where you trust it and save it again: save_pretrained(..., safe_serialization=True)",
-        )
-    read_header(path)
-    halves: dict[tuple[str, str], Tensor] = {}
-    for key, tensor in load_file(path).items():
-        name, _, rest = key.removeprefix(PREFIX).rpartition(".lora_")
-        side = f"lora_{rest.removesuffix('.weight')}"
-        if not key.startswith(PREFIX) or not name or side not in SIDES or not key.endswith(".weight"):
-            raise InputError(f"{path}: tensor {key[:200]!r} is not a LoRA weight", hint=MERGE_HINT)
-        halves[name, side] = tensor.float()
-    return halves

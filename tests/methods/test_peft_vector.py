@@ -16,7 +16,8 @@ from tiny_artifact import write_checkpoint
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.methods.peft_vector import LoraPair, PeftVector
-from mobileicsa.models.adapter import CONFIG_FILE, TENSOR_FILE
+from mobileicsa.models.adapter_config import CONFIG_FILE
+from mobileicsa.models.adapter_tensors import TENSOR_FILE
 
 # Module -> (rank, out, in) in the tiny Llama.
 SHAPES = {
