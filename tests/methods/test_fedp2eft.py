@@ -16,7 +16,7 @@ from mobileicsa.api import run_method
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.methods.fedp2eft.budget import uniform_mask
-from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, fine_tune, start_adapters
+from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, draw_factors, fine_tune, start_adapters
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
 from mobileicsa.methods.fedp2eft.method import _files
 from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS
@@ -111,7 +111,7 @@ def test_what_is_trained_on_the_tail_is_what_stock_peft_computes(
     mask[0] = False  # a module without adapter, and ranks that differ
     mask[3, 3] = True
     allocation = Allocation(mask=mask, scales=torch.rand(mask.shape) + 0.5, factor=2.0)
-    adapters = fine_tune(w, client, allocation, config, 0.05, 7)
+    adapters = fine_tune(w, client, draw_factors(w, config.rank, 7), allocation, config, 0.05, 7)
     as_peft(w, adapters).save(tmp_path / "adapter")
     with w.adapted(adapters), torch.no_grad():
         ours = w.decoder.head.norm(w.tail(client.test.hidden)) @ w._head.T
@@ -137,9 +137,11 @@ def test_a_tail_without_adapters_is_the_decoder(base: Path) -> None:
 
 def test_kept_ranks_start_alike_whatever_else_is_kept(world: tuple[World, Config]) -> None:
     w, config = world
-    ones = torch.ones(len(w.costs), config.rank)
+    ones, factors = torch.ones(len(w.costs), config.rank), draw_factors(w, config.rank, 3)
     few, all_ = (
-        start_adapters(w, Allocation(mask=uniform_mask(len(w.costs), config.rank, kept), scales=ones, factor=1.0), 3)
+        start_adapters(
+            w, factors, Allocation(mask=uniform_mask(len(w.costs), config.rank, kept), scales=ones, factor=1.0)
+        )
         for kept in (1, config.rank)
     )
     for a, b in zip(few, all_, strict=True):
