@@ -86,28 +86,32 @@ class Config(RunConfig):
 
 
 # The paper's start at the scales' floor makes the prior millions of times the cross entropy, and all scales grow alike
-# for hundreds of rounds, whatever the text. So few rounds start at 1 instead, with a prior of a cross entropy's size.
-# Two blocks over cached states: a step of 80 tokens costs 45 ms of one core, with four blocks 80 ms, with 30 500 ms.
+# for hundreds of rounds, whatever the text. So few rounds start at 1 instead, with a prior whose pull on a scale is that
+# of the cross entropy on the better ones. `local_rate` must be one at which LoRA of all ranks learns: at three times as
+# much it overshoots, and the scales of the modules that matter most are turned down. All of this was chosen on the seen
+# clients' validation text, with another seed than those reported (benchmarks/LOG.md).
+# Two blocks over cached states: a step of 64 tokens costs 40 ms of one core.
 SMALL = Config(
     adapted_layers=2,
     new_languages=("et", "sw", "th", "vi"),
-    length=20,
-    train=48,
-    validation=12,
+    length=16,
+    train=32,
+    validation=20,
     test=24,
     batch=4,
+    budgets=(2, 8),
     rounds=15,
     local_steps=12,
-    local_rate=3e-3,
+    local_rate=1e-3,
     scale_rate=5e-2,
     start_scale=1.0,
     generator_steps=20,
     significance=1e-4,
-    sparsity=1e-4,
+    sparsity=3e-4,
     steps=12,
-    rates=(3e-3, 1e-2, 3e-2),
+    rates=(2.5e-3, 7e-3, 2e-2),
     factors=(0.5, 2.0, 8.0),
-    tuning_clients=2,
+    tuning_clients=3,
 )
 SMOKE = replace(
     SMALL,

@@ -68,19 +68,20 @@ class FedP2EFT:
 
     def judge(self, config: Config, table: Mapping[str, Metrics]) -> Verdict:
         """Against every baseline that has the metric, on each of the claim's pools and budgets."""
-        names = ", ".join(BASELINES)
-        budgets = ", ".join(map(str, config.budgets))
+        first, *others = config.budgets
         claim = (
-            f"test loss at the parameters of uniform rank {budgets} (unseen clients) and {config.budgets[0]} (seen"
-            f" ones) is below that of {names}"
+            f"test loss at the parameters of uniform rank {first} is below that of {', '.join(BASELINES)} on unseen clients"
+            " and, but for the last one, on seen ones"
         )
+        if others:
+            claim += f"; below that of uniform on unseen clients at rank {', '.join(map(str, others))}"
         judged = []
         for pool, budget in claimed(config):
             metric = metric_name(pool, budget)
             rivals = {name: table[name] for name in BASELINES if metric in table[name]}
             judged.append(judge_above(claim, metric, table[METHOD], rivals, lower=True))
-        first = metric_name(*next(claimed(config)))
-        controls = [f"{name} {paired(table[METHOD][first], table[name][first]).mean:+.4f}" for name in CONTROLS]
+        metric = metric_name("unseen", first)
+        controls = [f"{name} {paired(table[METHOD][metric], table[name][metric]).mean:+.4f}" for name in CONTROLS]
         why = ". ".join(verdict.why for verdict in judged)
         why = f"{why}. Against the controls for scales that act as a learning rate: {', '.join(controls)}"
         return Verdict(claim=claim, holds=all(verdict.holds for verdict in judged), why=why)

@@ -19,7 +19,7 @@ from mobileicsa.methods.fedp2eft.generator import Generator
 from mobileicsa.methods.fedp2eft.world import Client, World
 
 METHOD, ADALORA, TUNED = "fedp2eft", "adalora", "uniform_tuned"
-# Scored on every pool and budget of the claim; the others at the first budget, on unseen clients.
+# Scored on seen and on unseen clients; the others on unseen ones.
 CLAIMED = (METHOD, "uniform", "random", ADALORA, "bayestune")
 CONTROLS = ("unit_scales", "mean_scale")
 BASELINES = (*CLAIMED[1:], TUNED)

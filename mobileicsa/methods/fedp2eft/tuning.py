@@ -19,8 +19,8 @@ from mobileicsa.methods.fedp2eft.strategies import ADALORA, CLAIMED, METHOD, STR
 from mobileicsa.methods.fedp2eft.world import Client, World
 from mobileicsa.methods.loop import Diverged
 
-# Variants that are scored on text of other languages too.
-SCORED_ON_NEW = (METHOD, "uniform")
+# Variants that are scored at the other budgets and on text of other languages too.
+WIDELY_SCORED = (METHOD, "uniform")
 
 
 class Tuning:
@@ -125,9 +125,13 @@ def claimed(config: Config) -> Iterator[tuple[str, int]]:
 
 def scored_on(config: Config, variant: str) -> Iterator[tuple[str, int]]:
     """Pool and budget of every metric of a variant."""
-    yield from claimed(config) if variant in CLAIMED else (next(claimed(config)),)
-    if variant in SCORED_ON_NEW and config.new_languages:
-        yield "new", config.budgets[0]
+    if variant in WIDELY_SCORED:
+        yield from claimed(config)
+        if config.new_languages:
+            yield "new", config.budgets[0]
+    else:
+        pools = ("unseen", "seen") if variant in CLAIMED else ("unseen",)
+        yield from ((pool, config.budgets[0]) for pool in pools)
 
 
 def metric_name(pool: str, budget: int) -> str:
