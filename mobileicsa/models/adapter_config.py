@@ -164,7 +164,9 @@ def _check_pattern(reader: ConfigReader, field: str, pattern: str) -> None:
     try:
         _compiled(pattern)
     except (re.error, OverflowError) as error:
-        raise reader.error(field, f"patterns of module names; {pattern[:80]!r} is none: {error}", hint=remedy) from error
+        raise reader.error(
+            field, f"patterns of module names; {pattern[:80]!r} is none: {error}", hint=remedy
+        ) from error
 
 
 def _base_name(reader: ConfigReader) -> str:

@@ -94,7 +94,7 @@ def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base:
 def test_two_adapters_stand_beside_one_integer_base(
     finished: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`quantize --adapter A --adapter B` and `run --adapter NAME`, for a target without back ends: the simulator runs."""
+    """`quantize --adapter A --adapter B` and `run --adapter NAME`, on the simulator alone."""
     bare = Target(name="bare", description="", backends=(), context=64, prefill_chunk=8)
     monkeypatch.setattr(plan_build, "find_target", lambda name: bare)
     monkeypatch.setattr(golden, "PROMPTS", golden.PROMPTS[:2])

@@ -70,8 +70,8 @@ class FedP2EFT:
         """Against every baseline that has the metric, on each of the claim's pools and budgets."""
         first, *others = config.budgets
         claim = (
-            f"test loss at the parameters of uniform rank {first} is below that of {', '.join(BASELINES)} on unseen clients"
-            " and, but for the last one, on seen ones"
+            f"test loss at the parameters of uniform rank {first} is below that of {', '.join(BASELINES)} on unseen"
+            " clients and, but for the last one, on seen ones"
         )
         if others:
             claim += f"; below that of uniform on unseen clients at rank {', '.join(map(str, others))}"

@@ -68,9 +68,7 @@ def bayestune(setting: Setting, client: Client) -> Allocation:
     if client.name not in setting.alone:
         start = torch.full((len(world.costs), config.rank), config.start_scale)
         steps = ALONE * config.local_steps
-        setting.alone[client.name] = learn_scales(
-            world, client, setting.factors, start, config, steps, setting.seed
-        )
+        setting.alone[client.name] = learn_scales(world, client, setting.factors, start, config, steps, setting.seed)
     scales = setting.alone[client.name]
     return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
 
