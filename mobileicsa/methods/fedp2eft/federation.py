@@ -23,7 +23,7 @@ MAX_STEP_RATIO = 1e7
 def federate(
     world: World, config: Config, seed: int, tick: Callable[[], None]
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Rounds over the seen clients; the generator's state afterwards, and how many updates were accepted and dropped."""
+    """Rounds over the seen clients; the generator's state afterwards, and how many updates were taken and dropped."""
     factors = draw_factors(world, config.rank, seed)
     clients = {client.name: client for client in world.pool("seen")}
     draw = torch.Generator().manual_seed(seed)
