@@ -86,10 +86,10 @@ class Config(RunConfig):
 
 
 # The paper's start at the scales' floor makes the prior millions of times the cross entropy, and all scales grow alike
-# for hundreds of rounds, whatever the text. So few rounds start at 1 instead, with a prior whose pull on a scale is that of
-# the cross entropy on the better ones. `local_rate` must be one at which LoRA of all ranks learns: at three times as
-# much it overshoots, and the scales of the modules that matter most are turned down. All of this was chosen on the seen
-# clients' validation text, with another seed than those reported (benchmarks/LOG.md).
+# for hundreds of rounds, whatever the text. So few rounds start at 1 instead, with a prior whose pull on a scale is the
+# size of the cross entropy's on the better ones. At three times `local_rate` LoRA of all ranks overshoots, and the
+# scales of the modules that matter most are turned down. Chosen on the seen clients' validation text with a seed of its
+# own (benchmarks/LOG.md).
 # Two blocks over cached states: a step of 64 tokens costs 40 ms of one core.
 SMALL = Config(
     adapted_layers=2,
