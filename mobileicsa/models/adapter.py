@@ -41,6 +41,15 @@ class LowRank:
     def rank(self) -> int:
         return int(self.down.shape[0])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return int(self.up.shape[0]), int(self.down.shape[1])
+
+    def product(self) -> Tensor:
+        """(out, in) float32: what is added to the weight."""
+        return self.up @ self.down
+
     def norm(self) -> float:
         """Frobenius norm of the product."""
         down, up = self.down.double(), self.up.double()

@@ -77,12 +77,12 @@ def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base:
     assert len(set(adapter.ranks.values())) > 1 or len(adapter.ranks) < 7, "as uniform as without a generator"
     # The route reads the same updates.
     route = read_adapter(folder, read_spec(open_checkpoint(str(base))))
-    for name, pair in adapter.pairs.items():
-        torch.testing.assert_close(route.updates[name].up @ route.updates[name].down, pair.update())
-    assert set(route.updates) == set(adapter.pairs)
+    for name, update in adapter.updates.items():
+        torch.testing.assert_close(route.updates[name].product(), update.product())
+    assert set(route.updates) == set(adapter.updates)
     ids = torch.arange(5, 25).view(2, 10)
     merged = stock_model(base)
-    weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.pairs}
+    weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.updates}
     for name, weight in adapter.merge(weights).items():
         merged.get_submodule(name).weight.data = weight
     with torch.no_grad():

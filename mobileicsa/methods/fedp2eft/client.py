@@ -116,5 +116,5 @@ def start_adapters(world: World, factors: Factors, allocation: Allocation) -> li
 
 def as_peft(world: World, adapters: Sequence[Adapter | None]) -> PeftVector:
     """The adapter for the whole base; InputError where no module has any."""
-    pairs = {name: a.pair() for name, a in zip(world.names, adapters, strict=True) if a is not None}
-    return PeftVector(pairs=pairs, base=world.base_name, base_identity=world.base_identity)
+    updates = {name: a.update() for name, a in zip(world.names, adapters, strict=True) if a is not None}
+    return PeftVector(updates=updates, base=world.base_name, base_identity=world.base_identity)

@@ -19,9 +19,10 @@ from mobileicsa.methods.fedp2eft.strategies import BASELINES, CONTROLS, METHOD, 
 from mobileicsa.methods.fedp2eft.texts import PUD, XCOPA, pud_file, xcopa_files
 from mobileicsa.methods.fedp2eft.tuning import Tuning, claimed, fine_tunes, metric_name
 from mobileicsa.methods.fedp2eft.world import World, device_named
-from mobileicsa.methods.peft_vector import LoraPair, PeftVector
+from mobileicsa.methods.peft_vector import PeftVector
 from mobileicsa.methods.result import Metrics, Verdict, judge_above, paired
 from mobileicsa.methods.tasks import data_files, digest
+from mobileicsa.models.adapter import LowRank
 
 GENERATOR, ADAPTERS = "psg.safetensors", "adapters"
 # Prefixes of names of what a seed's variants share.
@@ -96,9 +97,9 @@ class FedP2EFT:
             found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if found:
                 modules = {key.rpartition(":")[0] for key in found}
-                pairs = {name: LoraPair(a=found[f"{name}:a"], b=found[f"{name}:b"]) for name in modules}
+                updates = {name: LowRank(found[f"{name}:a"], found[f"{name}:b"]) for name in modules}
                 folders.append(f"{ADAPTERS}/unseen-{language}")
-                PeftVector(pairs=pairs, base=config.base, base_identity=identity).save(staging.path(folders[-1]))
+                PeftVector(updates=updates, base=config.base, base_identity=identity).save(staging.path(folders[-1]))
         return {"adapter": folders[0], "adapters": ADAPTERS, "psg": GENERATOR}
 
     def _world_of(self, config: Config, tick: Tick = lambda: None) -> World:

@@ -87,10 +87,10 @@ class Tuning:
                 loss = self.world.score(part)
             count = parameters(allocation.mask, self.world.costs)
             if keep and any(adapters):
-                for name, pair in as_peft(self.world, adapters).pairs.items():
+                for name, update in as_peft(self.world, adapters).updates.items():
                     self.tensors |= {
-                        f"adapter:{client.name}:{name}:a": pair.a,
-                        f"adapter:{client.name}:{name}:b": pair.b,
+                        f"adapter:{client.name}:{name}:a": update.down,
+                        f"adapter:{client.name}:{name}:b": update.up,
                     }
         if test:
             self.parameters.append(count)
