@@ -2,7 +2,8 @@
 
 Between two quantisations the program is real-valued; here it is integers with a scale kept at compile time, so that
 every quantisation is one RESCALE of a sum, exact unless 32 bits could overflow. Nothing real-valued is left, and no
-scale is made up.
+scale is made up. A real-valued input that is quantised before anything else, and a real-valued output that was
+quantised last, are their integers, and their grids are told.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ NOTHING = (aten._assert_tensor_metadata.default,)
 
 @dataclass(frozen=True)
 class Lowered:
-    """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted)."""
+    """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted).
+
+    `grids`: (scale, zero point) of inputs and outputs that are real-valued in the program, by name.
+    """
 
     flatbuffer: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     operators: Counter[str]
+    grids: dict[str, tuple[float, int]]
 
 
 def lower(program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
@@ -56,7 +61,7 @@ class _Lowering:
         self.arithmetic = Arithmetic(self.graph)
         self.products = Products(self.arithmetic)
         self.values: dict[fx.Node, Value] = {}
-        self.operators: Counter[str] = Counter()
+        self.grids: dict[str, tuple[float, int]] = {}
         self.handlers: dict[Any, Callable[[fx.Node], Value]] = {
             aten.add.Tensor: self._sum,
             aten.sub.Tensor: self._sum,
@@ -79,12 +84,12 @@ class _Lowering:
         for node in nodes:
             if node in needed and node.op == "call_function":
                 self.values[node] = self._value(node)
-        results = [self._stored(argument) for argument in arguments(self.program.graph.output_node())[0]]
-        for tensor in results:
-            self.graph.output(tensor)
-        assert len(results) == len(outputs)
+        results = []
+        for name, argument in zip(outputs, arguments(self.program.graph.output_node())[0], strict=True):
+            results.append(self._output(name, argument))
+            self.graph.output(results[-1])
         counted = Counter(_name(n) for n in nodes if n.op == "call_function" and self._computes(n))
-        return Lowered(self.graph.bytes(), tensors, tuple(results), counted)
+        return Lowered(self.graph.bytes(), tensors, tuple(results), counted, self.grids)
 
     def _computes(self, node: fx.Node) -> bool:
         """Neither a conversion nor arithmetic on constants."""
@@ -119,14 +124,32 @@ class _Lowering:
         nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(nodes, self.program.graph_signature.input_specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
-                value = node.meta["val"]
-                tensor = self.graph.input(names[len(made)], value.shape, DTYPES[value.dtype])
+                self.values[node], tensor = self._input(names[len(made)], node)
                 made.append(tensor)
-                self.values[node] = Integers(tensor)
             elif node.users:
                 found = self.program.state_dict.get(spec.target)
                 self.values[node] = Constant(self.program.constants[spec.target] if found is None else found)
         return tuple(made)
+
+    def _input(self, name: str, node: fx.Node) -> tuple[Value, Tensor]:
+        value = node.meta["val"]
+        if not value.is_floating_point():
+            tensor = self.graph.input(name, value.shape, DTYPES[value.dtype])
+            return Integers(tensor), tensor
+        found = destination(node)
+        if found is None:
+            raise Unsupported(name, "a real-valued input that is not quantised first")
+        scale, zero, dtype = found
+        tensor = self.graph.input(name, value.shape, DTYPES[dtype])
+        self.grids[name] = (scale, zero)
+        return Coded(tensor, scale, zero), tensor
+
+    def _output(self, name: str, node: fx.Node) -> Tensor:
+        value = self.values[node]
+        if not isinstance(value, Coded):
+            return self._stored(node)
+        self.grids[name] = (value.scale, value.zero)
+        return value.tensor
 
     def _value(self, node: fx.Node) -> Value:
         if node.target is DEQUANTIZE_CHANNEL:
@@ -263,13 +286,7 @@ class _Lowering:
         axis %= len(node.meta["val"].shape)
         if self._whole(*parts):
             return Integers(self.graph.concatenate([self._stored(p) for p in parts], axis))
-        values = [self.values[p] for p in parts]
-        coded = [value for value in values if isinstance(value, Coded)]
-        if len(coded) == len(values) and all(_same_grid(value, coded[0]) for value in coded):
-            return replace(coded[0], tensor=self.graph.concatenate([value.tensor for value in coded], axis))
-        sums = self.arithmetic.at_one_step(values, node.name)
-        tensor = self.graph.concatenate([s.tensor for s in sums], axis)
-        return Sum(tensor, sums[0].scale, max(s.bound for s in sums))
+        return self.arithmetic.concatenate([self.values[p] for p in parts], axis, node.name)
 
     def _integers(self, node: fx.Node) -> Value:
         tensors = [self._stored(argument) for argument in node.args if isinstance(argument, fx.Node)]
@@ -280,10 +297,6 @@ def _check_range(node: fx.Node, low: int, high: int, dtype: str) -> None:
     """RESCALE saturates, and tables begin, at the ends of the type."""
     if (low, high) != LIMITS.get(dtype):
         raise Unsupported(node.name, f"its codes go from {low} to {high}, not over all of {dtype}")
-
-
-def _same_grid(a: Coded, b: Coded) -> bool:
-    return (a.scale, a.zero, a.tensor.dtype) == (b.scale, b.zero, b.tensor.dtype)
 
 
 def _name(node: fx.Node) -> str:
