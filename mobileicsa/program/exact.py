@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 from torch.utils._pytree import tree_map
 
 _ops = torch.ops.quantized_decomposed
