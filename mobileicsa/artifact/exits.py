@@ -93,8 +93,9 @@ def plan_exits(options: ExitOptions) -> ExitPlan:
     return ExitPlan(options=options, model=model, exits=exits, scheme=scheme, target=target, inputs=inputs)
 
 
-def build_exits(plan: ExitPlan, progress: Progress, draw: Draw) -> dict[str, Any]:
-    """Quantise, export, record; returns report.json. `draw` makes an SVG of its curves, where there are labels."""
+def build_exits(plan: ExitPlan, progress: Progress, draw: Draw, finish: Callable[[Path], None]) -> dict[str, Any]:
+    """Quantise, export, record; returns report.json. `draw` makes an SVG of its curves, where there are labels;
+    `finish` writes the page of a folder that has its report."""
     options = plan.options
     identity = sha256_bytes(b"".join(sha256_file(options.model / n).encode() for n in (CONFIG, WEIGHTS, EXITS)))
     run = "exits" + sha256_bytes(f"{identity} {plan.to_json()}".encode())[:10]
@@ -103,6 +104,7 @@ def build_exits(plan: ExitPlan, progress: Progress, draw: Draw) -> dict[str, Any
         if "curves" in report:
             staging.write_bytes(layout.EXIT_FIGURE, draw(report).encode())
         staging.write_json(layout.REPORT, report)
+        finish(staging.folder)
         write_manifest(
             staging.folder,
             {

@@ -198,6 +198,30 @@ def edges_of(program: ExitProgram) -> dict[str, TensorEncoding]:
     return found
 
 
+class FloatStage(nn.Module):
+    """A stage of the float model, with what a quantised one takes and gives."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, state: Tensor, history: Tensor | None = None) -> tuple[Tensor, ...]:
+        given = self.stage(state, history)
+        return given[:1] if self.stage.last else given
+
+
+def export_float_stages(model: ExitVit, example: Tensor) -> dict[str, ExportedProgram]:
+    """Each stage of the float model by name."""
+    handed: tuple[Tensor, ...] = (example,)
+    exported = {}
+    with torch.no_grad():
+        for exit in range(len(model.spec.exits)):
+            stage = FloatStage(model.stage(exit))
+            exported[stage_name(exit)] = torch.export.export(stage, handed, strict=False)
+            handed = stage(*handed)[1:]
+    return exported
+
+
 def _computed(node: fx.Node) -> bool:
     """Neither an input nor a border that is written with an encoding of its own."""
     return node.op == "call_function" and node.target is not DEQUANTIZE

@@ -98,9 +98,7 @@ class SchemeSpecs:
     def __init__(self, scheme: QuantScheme) -> None:
         self.scheme = scheme
         self._specs: dict[str, QuantizationSpec] = {}
-        self._weight = _weight_spec(
-            scheme.weight_bits, PerChannelWeightObserver.with_args(bits=scheme.weight_bits)
-        )
+        self._weight = _weight_spec(scheme.weight_bits, PerChannelWeightObserver.with_args(bits=scheme.weight_bits))
 
     def tensor(self, node: fx.Node, role: str) -> QuantizationSpecBase:
         known = fixed_range(node)
