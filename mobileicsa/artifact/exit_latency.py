@@ -28,7 +28,7 @@ class TimedStages:
         self.session.close()
 
     def latency(self, names: Sequence[str]) -> dict[str, Any]:
-        """`stages_ms`: the median of each stage; `exits_ms`: up to each exit. Both end before a stage that never ran."""
+        """`stages_ms`: medians; `exits_ms`: up to each exit. Both end before a stage that never ran."""
         medians = []
         for name in names:
             if name not in self.ms:

@@ -22,7 +22,7 @@ from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.models.early_exit_vit import Embedding, ExitVit, Stage
 from mobileicsa.models.primitive_vit import primitive_form
 from mobileicsa.program.backend import Array
-from mobileicsa.program.exact import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, run_exactly
+from mobileicsa.program.exact import DEQUANTIZE, QUANTIZE, run_exactly
 from mobileicsa.program.qdq import Dequantize, Quantize
 
 if TYPE_CHECKING:
