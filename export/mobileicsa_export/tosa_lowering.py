@@ -26,7 +26,7 @@ from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
 from mobileicsa_export.tosa_integers import DTYPES, OPERATORS
 from mobileicsa_export.tosa_moves import MOVES, destination
 from mobileicsa_export.tosa_products import Products
-from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Integers, Sum, Value
+from mobileicsa_export.tosa_values import Coded, Constant, Integers, Sum, Value, check_range
 
 aten = torch.ops.aten
 
@@ -189,7 +189,7 @@ class _Lowering:
             return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)
         if stores:
             name = DTYPES[dtype]
-            _check_range(node, low, high, name)
+            check_range(node.name, low, high, name)
             return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))
         return Coded(self._stored(source), scale, zero)
 
@@ -261,7 +261,7 @@ class _Lowering:
 
     def _table(self, node: fx.Node, chain: Chain) -> Integers:
         *_, low, high, dtype = arguments(chain.steps[0])
-        _check_range(node, low, high, DTYPES[dtype])
+        check_range(node.name, low, high, DTYPES[dtype])
         codes = chain.table(self.numbers)
         return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[arguments(node)[5]]))
 
@@ -291,12 +291,6 @@ class _Lowering:
     def _integers(self, node: fx.Node) -> Value:
         tensors = [self._stored(argument) for argument in node.args if isinstance(argument, fx.Node)]
         return Integers(OPERATORS[node.target](self.graph, node, *tensors))
-
-
-def _check_range(node: fx.Node, low: int, high: int, dtype: str) -> None:
-    """RESCALE saturates, and tables begin, at the ends of the type."""
-    if (low, high) != LIMITS.get(dtype):
-        raise Unsupported(node.name, f"its codes go from {low} to {high}, not over all of {dtype}")
 
 
 def _name(node: fx.Node) -> str:

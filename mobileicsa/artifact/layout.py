@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mobileicsa.io import staging
-from mobileicsa.models.exit_files import EXITS  # noqa: F401
 
 CONFIG = "config.json"
 PLAN = "quant_plan.json"

@@ -10,6 +10,7 @@ from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.json_file import dump_json, read_json, write_json
 from mobileicsa.io.paths import inside
+from mobileicsa.models.exit_files import EXITS
 
 # 1: without a checksum of the manifest itself; read as it is. 2: with one.
 ARTIFACT_FORMAT = 2
@@ -20,7 +21,7 @@ MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD, layout.LATENCY_FIGURE
 _ALWAYS = (layout.CONFIG, layout.PLAN, layout.WEIGHTS, layout.GOLDEN)
 # Kinds of artifact; a manifest that names none is of a decoder.
 DECODER, EARLY_EXIT = "decoder", "early-exit"
-REQUIRED = {DECODER: (*_ALWAYS, layout.TOKENIZER, layout.GREEDY), EARLY_EXIT: (*_ALWAYS, layout.EXITS)}
+REQUIRED = {DECODER: (*_ALWAYS, layout.TOKENIZER, layout.GREEDY), EARLY_EXIT: (*_ALWAYS, EXITS)}
 # What a command says that is given the other kind.
 HINTS = {
     DECODER: "`mobileicsa run DIR --prompt TEXT`, or one of eval, compare, verify, inspect, bench, export",

@@ -151,9 +151,9 @@ def contents(console: Console, document: dict[str, Any], *, listed: bool) -> Non
             show_facts(console, [("files", files), *operators])
     if listed:
         edges = {**document["edges"], **{f"inner {name}": each for name, each in document["inner_edges"].items()}}
-        rows = [(name, f"int{e['bits']}", f"{e['scale'][0]:.6g}", e["zero_point"][0]) for name, e in edges.items()]
         console.print()
-        show_table(console, ("edge", "type", "scale", "zero"), rows, left=2)
+        cells = ((name, f"int{e['bits']}", f"{e['scale'][0]:.6g}", e["zero_point"][0]) for name, e in edges.items())
+        show_table(console, ("edge", "type", "scale", "zero"), cells, left=2)
     else:
         console.print("\nevery edge: --edges ''; everything: --json", style="dim", markup=False)
 

@@ -63,6 +63,14 @@ class PatchLinear(nn.Module):
         return torch.cat([self.cls.expand(batch, -1, -1), rows], dim=1) + self.position
 
 
+def patched(stage: Stage) -> bool:
+    """Whether the stage has an embedding, which is then a linear."""
+    if stage.embed is None:
+        return False
+    stage.embed = PatchLinear(stage.embed)  # type: ignore[assignment]
+    return True
+
+
 class BorderedStage(nn.Module):
     """A stage between its borders; the last one gives logits (1, classes) alone, another (logits, state, history)."""
 
@@ -70,9 +78,7 @@ class BorderedStage(nn.Module):
         super().__init__()
         exit = stage.exit
         self.stage = stage
-        if isinstance(stage.embed, Embedding):
-            stage.embed = PatchLinear(stage.embed)  # type: ignore[assignment]
-        else:
+        if not patched(stage):
             self.load_state = Dequantize(borders[border_name(exit - 1)])
             self.load_history = Dequantize(borders[HISTORY])
         if not stage.last:
@@ -134,16 +140,16 @@ def quantize_exits(model: ExitVit, inputs: Tensor, scheme: QuantScheme, *, primi
 def quantized_stages(
     model: ExitVit,
     borders: dict[str, TensorEncoding],
-    handed: list[tuple[Tensor, ...]],
+    samples: Sequence[tuple[Tensor, ...]],
     specs_of: Callable[[int], Specs],
     *,
     primitive: bool,
 ) -> ExitProgram:
-    """`handed`: what stage 0 takes, of each sample; `specs_of` a stage: its encodings."""
+    """`samples`: what stage 0 takes of each; `specs_of` a stage: its encodings."""
     from mobileicsa.quantize.pt2e import SchemeQuantizer, quantize_module
 
     form = primitive_form(model) if primitive else model
-    stages = []
+    handed, stages = list(samples), []
     for exit in range(len(model.spec.exits)):
         bordered = BorderedStage(form.stage(exit), borders)
         quantizer = SchemeQuantizer(specs_of(exit), LOGITS, primitive=primitive)
@@ -203,11 +209,12 @@ class FloatStage(nn.Module):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
+        patched(stage)
         self.stage = stage
 
     def forward(self, state: Tensor, history: Tensor | None = None) -> tuple[Tensor, ...]:
         given = self.stage(state, history)
-        return given[:1] if self.stage.last else given
+        return tuple(given[:1] if self.stage.last else given)
 
 
 def export_float_stages(model: ExitVit, example: Tensor) -> dict[str, ExportedProgram]:

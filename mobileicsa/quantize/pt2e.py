@@ -71,7 +71,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _linear(self, node: fx.Node) -> None:
-        x, weight, *_ = node.args
+        x, weight, *_ = node.all_input_nodes
         role = self.roles.get(module_path(node).rpartition(".")[2], "mlp")
         inputs = {x: self.specs.tensor(x, "norm_out"), weight: self.specs.weight(node)}
         _annotate(node, inputs, self.specs.tensor(node, role))

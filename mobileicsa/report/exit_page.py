@@ -28,11 +28,11 @@ def render_exits(report: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     bench = report.get("bench") or {}
-    drawn = [
-        ("Accuracy against multiply-accumulates", report.get("curves"), lambda _: exits_figure(report)),
-        ("Accuracy against measured latency", bench.get("curves"), latency_figure),
-    ]
-    figures = [{"title": title, "svg": Markup(draw(data))} for title, data, draw in drawn if data]
+    drawn = {
+        "Accuracy against multiply-accumulates": exits_figure(report) if "curves" in report else None,
+        "Accuracy against measured latency": latency_figure(bench["curves"]) if bench.get("curves") else None,
+    }
+    figures = [{"title": title, "svg": Markup(svg)} for title, svg in drawn.items() if svg is not None]
     environment = Environment(
         loader=PackageLoader("mobileicsa.report"),
         autoescape=True,
