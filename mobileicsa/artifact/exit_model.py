@@ -68,7 +68,7 @@ class ExitModel:
 
     def run(self, inputs: Tensor, *, threshold: float | None = None, mac_budget: float | None = None) -> dict[str, Any]:
         """{"threshold", "thresholds", "mean_macs", "taken", "latency", "decisions"}; without a policy every input takes
-        all exits. `latency`: measured on the way, medians of stages and up to exits, `mean_ms` of an input.
+        all exits. `latency`: measured on the way, medians of stages and up to exits; `mean_ms` of an input by them.
 
         `mac_budget`: multiply-accumulates an input may take on average, as the calibration inputs have it.
         """
@@ -81,13 +81,14 @@ class ExitModel:
             pass
         timed = TimedStages(self.session)
         rows = [vars(decision) for decision in self.decisions(inputs, chosen, timed)]
-        spent = sum(map(sum, timed.ms.values()))
+        latency = timed.latency(self.names)
+        mean_ms = sum(latency["exits_ms"][row["exit"] - 1] for row in rows) / len(rows)
         return {
             "threshold": chosen,
             "thresholds": self.table.refitted(chosen).tolist(),
             "mean_macs": sum(row["macs"] for row in rows) / len(rows),
             "taken": [sum(row["exit"] == e for row in rows) for e in range(1, len(self.names) + 1)],
-            "latency": {**timed.latency(self.names), "mean_ms": spent / len(rows)},
+            "latency": {**latency, "mean_ms": mean_ms},
             "decisions": rows,
         }
 
