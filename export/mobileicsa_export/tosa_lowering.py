@@ -2,8 +2,7 @@
 
 Between two quantisations the program is real-valued; here it is integers with a scale kept at compile time, so that
 every quantisation is one RESCALE of a sum, exact unless 32 bits could overflow. Nothing real-valued is left, and no
-scale is made up. A real-valued input that is quantised before anything else, and a real-valued output that was
-quantised last, are their integers, and their grids are told.
+scale is made up.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ NOTHING = (aten._assert_tensor_metadata.default,)
 class Lowered:
     """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted).
 
-    `grids`: (scale, zero point) of inputs and outputs that are real-valued in the program, by name.
+    `grids`: (scale, zero point), by name, of inputs and outputs that are real-valued in the program.
     """
 
     flatbuffer: bytes
@@ -49,14 +48,19 @@ class Lowered:
     grids: dict[str, tuple[float, int]]
 
 
-def lower(program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
-    """`inputs` and `outputs` name the program's own. Raises Unsupported, never leaves an operator out."""
-    return _Lowering(program).run(inputs, outputs)
+def lower(
+    program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...], *, real_ends: bool = False
+) -> Lowered:
+    """`inputs` and `outputs` name the program's own. Raises Unsupported, never leaves an operator out.
+
+    `real_ends`: the caller converts, by `grids`, inputs that are quantised before all else and outputs that were last.
+    """
+    return _Lowering(program, real_ends).run(inputs, outputs)
 
 
 class _Lowering:
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, real_ends: bool) -> None:
+        self.program, self.real_ends = program, real_ends
         self.graph = TosaGraph()
         self.arithmetic = Arithmetic(self.graph)
         self.products = Products(self.arithmetic)
@@ -136,17 +140,16 @@ class _Lowering:
         if not value.is_floating_point():
             tensor = self.graph.input(name, value.shape, DTYPES[value.dtype])
             return Integers(tensor), tensor
-        found = destination(node)
+        found = destination(node) if self.real_ends else None
         if found is None:
-            raise Unsupported(name, "a real-valued input that is not quantised first")
-        scale, zero, dtype = found
-        tensor = self.graph.input(name, value.shape, DTYPES[dtype])
-        self.grids[name] = (scale, zero)
-        return Coded(tensor, scale, zero), tensor
+            raise Unsupported(name, "a real-valued input")
+        tensor = self.graph.input(name, value.shape, DTYPES[found[2]])
+        self.grids[name] = found[:2]
+        return Coded(tensor, *found[:2]), tensor
 
     def _output(self, name: str, node: fx.Node) -> Tensor:
         value = self.values[node]
-        if not isinstance(value, Coded):
+        if not (self.real_ends and isinstance(value, Coded)):
             return self._stored(node)
         self.grids[name] = (value.scale, value.zero)
         return value.tensor

@@ -38,7 +38,7 @@ def write_stages(programs: Mapping[str, ExportedProgram], folder: Path) -> dict[
     records, grids = {}, {}
     for name, program in programs.items():
         inputs, outputs = _names(program)
-        lowered = lower(program, inputs, outputs)
+        lowered = lower(program, inputs, outputs, real_ends=True)
         records[name], grids[name] = _record(name, lowered, inputs, outputs), lowered.grids
         write_bytes(folder / records[name].file, lowered.flatbuffer)
         write_bytes(folder / f"{name}.json", json.dumps(asdict(records[name]), indent=1).encode())
