@@ -128,24 +128,22 @@ class _Lowering:
         nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(nodes, self.program.graph_signature.input_specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
-                self.values[node], tensor = self._input(names[len(made)], node)
-                made.append(tensor)
+                self.values[node] = given = self._input(names[len(made)], node)
+                made.append(given.tensor)
             elif node.users:
                 found = self.program.state_dict.get(spec.target)
                 self.values[node] = Constant(self.program.constants[spec.target] if found is None else found)
         return tuple(made)
 
-    def _input(self, name: str, node: fx.Node) -> tuple[Value, Tensor]:
+    def _input(self, name: str, node: fx.Node) -> Integers | Coded:
         value = node.meta["val"]
         if not value.is_floating_point():
-            tensor = self.graph.input(name, value.shape, DTYPES[value.dtype])
-            return Integers(tensor), tensor
+            return Integers(self.graph.input(name, value.shape, DTYPES[value.dtype]))
         found = destination(node) if self.real_ends else None
         if found is None:
             raise Unsupported(name, "a real-valued input")
-        tensor = self.graph.input(name, value.shape, DTYPES[found[2]])
         self.grids[name] = found[:2]
-        return Coded(tensor, *found[:2]), tensor
+        return Coded(self.graph.input(name, value.shape, DTYPES[found[2]]), *found[:2])
 
     def _output(self, name: str, node: fx.Node) -> Tensor:
         value = self.values[node]

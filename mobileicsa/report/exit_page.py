@@ -56,8 +56,8 @@ def _agreement(report: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for target, used in report["targets"].items():
         for name, row in used.items():
-            alone = [_percent(stage["equal_share"]) for stage in row["agreement"]["stages"]]
-            chain, labels = (_percent(row["agreement"][key]) for key in ("equal_share", "same_labels"))
+            alone = [_share(stage["equal_share"]) for stage in row["agreement"]["stages"]]
+            chain, labels = (_share(row["agreement"][key]) for key in ("equal_share", "same_labels"))
             rows.append((f"{name} for {target}", ", ".join(alone), chain, labels, _verified(checked.get(name))))
     columns = ("back end", "stages", "chain", "same class", "verify")
     note = "Share of numbers equal to the simulator's: of each stage with the simulator's inputs, of stages in a chain."
@@ -83,6 +83,11 @@ def _latency(bench: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "note": f"Medians of {bench['repeat']} turns over {bench['inputs']} inputs on {facts['cpu']}.",
     }
+
+
+def _share(part: float) -> str:
+    """Never rounded up to all."""
+    return "100%" if part == 1.0 else f"{min(part, 0.9999):.2%}"
 
 
 def _percent(part: float | None) -> str:
