@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa bench out
   mobileicsa bench out --baseline float --backend executorch --repeat 9
+  mobileicsa bench exits --baseline float --plot figures
   mobileicsa bench out --device adb --app app-executorch-release.apk
 """
 

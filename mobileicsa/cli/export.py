@@ -21,6 +21,7 @@ EXAMPLES = """
   mobileicsa export out --target generic-npu --output out-npu
   mobileicsa export out --target host-cpu --adapter ./lora --output out-lora
   mobileicsa export out --target tosa --layers 0:2 --output out-tosa --json
+  mobileicsa export exits --target tosa --output exits-tosa
 """
 
 
