@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.artifact import exit_export
 from mobileicsa.artifact.adapter_choice import chosen
 from mobileicsa.artifact.adapter_plan import check_adapting
 from mobileicsa.artifact.adapters import MAX_SATURATION
@@ -18,6 +19,7 @@ from mobileicsa.io.json_file import read_json, write_json
 from mobileicsa.methods import runner
 from mobileicsa.program.targets import find_target
 from mobileicsa.quantize.steps import Progress, Quiet
+from mobileicsa.report.exit_page import write_exit_page
 from mobileicsa.report.exits import exits_figure
 from mobileicsa.report.html import write_report
 from mobileicsa.report.methods import result_figure
@@ -52,7 +54,16 @@ def quantize_exits(
 
 def build_exits_from(plan: ExitPlan, progress: Progress | None = None) -> dict[str, Any]:
     """Carry out a checked plan of `plan_exits`; returns the report."""
-    return build_exits(plan, progress or Quiet(), exits_figure)
+    return build_exits(plan, progress or Quiet(), exits_figure, write_exit_page)
+
+
+def export_exits(
+    folder: str | Path, target: str, output: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the stages of an early-exit artifact for another target; see `artifact.exit_export.export_exits`."""
+    return exit_export.export_exits(
+        Path(folder), find_target(target), Path(output), progress or Quiet(), overwrite=overwrite
+    )
 
 
 def build_from(plan: BuildPlan, progress: Progress | None = None) -> dict[str, Any]:

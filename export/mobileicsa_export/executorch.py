@@ -137,7 +137,7 @@ def _lower(programs: dict[str, ExportedProgram], constants: dict[str, Any]) -> E
 
     from mobileicsa_export.executorch_partition import OneDelegatePartitioner
 
-    with warnings.catch_warnings(), _shared_provenance(), writing_scratch():
+    with warnings.catch_warnings(), _shared_provenance(), _open_size_kept(), writing_scratch():
         warnings.simplefilter("ignore")
         return to_edge_transform_and_lower(
             programs,
@@ -158,6 +158,25 @@ def _shared_provenance() -> Iterator[None]:
         yield
     finally:
         del NodeSource.__deepcopy__  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _open_size_kept() -> Iterator[None]:
+    """The lowering traces a whole program again where any operator is in its table; a size that is left open is, and
+    comes out as it was."""
+    import torch
+    from executorch.exir.program import _program
+
+    whole = _program._default_decomposition_table
+
+    def without() -> dict[Any, Any]:
+        return {op: rule for op, rule in whole().items() if op is not torch.ops.aten.sym_size.int}
+
+    _program._default_decomposition_table = without
+    try:
+        yield
+    finally:
+        _program._default_decomposition_table = whole
 
 
 def _facts(lowered: EdgeProgramManager, method: str) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.export import ExportedProgram
 
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
-from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.backend import Session, StageSession, Written
 from mobileicsa.program.placement import placement_facts
 from mobileicsa_export.tosa_census import PRODUCTS, census
 from mobileicsa_export.tosa_shards import Record, each_record, files, read_flatbuffer, write_shards
@@ -26,6 +28,7 @@ class TosaBackend:
     name = "tosa"
     compilers = ("tosa-tools",)
     resumes = True
+    separate_files = True
     emulator = "Arm's reference model, exact and not fast, takes seconds a token (SmolLM2-135M: 1 to 2 s on one core)"
 
     def unavailable(self) -> str | None:
@@ -40,6 +43,17 @@ class TosaBackend:
         from mobileicsa_export.tosa_session import TosaSession
 
         return TosaSession(folder, spec, target)
+
+    def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
+        from mobileicsa_export import tosa_stages
+
+        written = {name: [record] for name, record in tosa_stages.write_stages(programs, folder).items()}
+        return Written(files=files(folder, written, tosa_stages.INDEX), facts=facts(written))
+
+    def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession:
+        from mobileicsa_export.tosa_stages import TosaStages
+
+        return TosaStages(folder, names)
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
         kernels, fallbacks = [], []

@@ -82,6 +82,16 @@ class Arithmetic:
         step = max(min(float(s.scale) for s in sums) * 2.0**-GUARD_BITS, largest / SUM_LIMIT)
         return [Sum(self._at_step(s, step), step, math.ceil(largest / step) + 1) for s in sums]
 
+    def concatenate(self, values: Sequence[Value], axis: int, where: str) -> Coded | Sum:
+        first = values[0]
+        if isinstance(first, Coded):
+            same = [v for v in values if isinstance(v, Coded) and _same_grid(v, first)]
+            if len(same) == len(values):
+                return replace(first, tensor=self.graph.concatenate([v.tensor for v in same], axis))
+        sums = self.at_one_step(values, where)
+        tensor = self.graph.concatenate([s.tensor for s in sums], axis)
+        return Sum(tensor, sums[0].scale, max(s.bound for s in sums))
+
     def _at_step(self, x: Sum, step: Scale) -> Tensor:
         ratio = x.scale / step
         return x.tensor if np.all(ratio == 1.0) else self.graph.rescale(x.tensor, ratio, "INT32")
@@ -168,6 +178,10 @@ class Arithmetic:
             index = self.shifted(self.graph.rescale(x, 1.0, "INT32"), -LIMITS[x.dtype][0])
             made = self.graph.reshape(self.graph.gather(codes[:, None], index, dtype), x.shape)
         return replace(made, limits=(int(codes.min()), int(codes.max())))
+
+
+def _same_grid(a: Coded, b: Coded) -> bool:
+    return (a.scale, a.zero, a.tensor.dtype) == (b.scale, b.zero, b.tensor.dtype)
 
 
 def _factor(value: Value, where: str) -> float | None:

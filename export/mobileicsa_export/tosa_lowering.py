@@ -25,7 +25,7 @@ from mobileicsa_export.tosa_graph import MAX_RANK, Tensor, TosaGraph
 from mobileicsa_export.tosa_integers import DTYPES, OPERATORS
 from mobileicsa_export.tosa_moves import MOVES, destination
 from mobileicsa_export.tosa_products import Products
-from mobileicsa_export.tosa_values import LIMITS, Coded, Constant, Integers, Sum, Value
+from mobileicsa_export.tosa_values import Coded, Constant, Integers, Sum, Value, check_range
 
 aten = torch.ops.aten
 
@@ -36,27 +36,36 @@ NOTHING = (aten._assert_tensor_metadata.default,)
 
 @dataclass(frozen=True)
 class Lowered:
-    """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted)."""
+    """A flatbuffer, its inputs and outputs in order, and the program's operators that it holds (Q/DQ not counted).
+
+    `grids`: (scale, zero point), by name, of inputs and outputs that are real-valued in the program.
+    """
 
     flatbuffer: bytes
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     operators: Counter[str]
+    grids: dict[str, tuple[float, int]]
 
 
-def lower(program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Lowered:
-    """`inputs` and `outputs` name the program's own. Raises Unsupported, never leaves an operator out."""
-    return _Lowering(program).run(inputs, outputs)
+def lower(
+    program: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...], *, real_ends: bool = False
+) -> Lowered:
+    """`inputs` and `outputs` name the program's own. Raises Unsupported, never leaves an operator out.
+
+    `real_ends`: the caller converts, by `grids`, inputs that are quantised before all else and outputs that were last.
+    """
+    return _Lowering(program, real_ends).run(inputs, outputs)
 
 
 class _Lowering:
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, real_ends: bool) -> None:
+        self.program, self.real_ends = program, real_ends
         self.graph = TosaGraph()
         self.arithmetic = Arithmetic(self.graph)
         self.products = Products(self.arithmetic)
         self.values: dict[fx.Node, Value] = {}
-        self.operators: Counter[str] = Counter()
+        self.grids: dict[str, tuple[float, int]] = {}
         self.handlers: dict[Any, Callable[[fx.Node], Value]] = {
             aten.add.Tensor: self._sum,
             aten.sub.Tensor: self._sum,
@@ -79,12 +88,12 @@ class _Lowering:
         for node in nodes:
             if node in needed and node.op == "call_function":
                 self.values[node] = self._value(node)
-        results = [self._stored(argument) for argument in arguments(self.program.graph.output_node())[0]]
-        for tensor in results:
-            self.graph.output(tensor)
-        assert len(results) == len(outputs)
+        results = []
+        for name, argument in zip(outputs, arguments(self.program.graph.output_node())[0], strict=True):
+            results.append(self._output(name, argument))
+            self.graph.output(results[-1])
         counted = Counter(_name(n) for n in nodes if n.op == "call_function" and self._computes(n))
-        return Lowered(self.graph.bytes(), tensors, tuple(results), counted)
+        return Lowered(self.graph.bytes(), tensors, tuple(results), counted, self.grids)
 
     def _computes(self, node: fx.Node) -> bool:
         """Neither a conversion nor arithmetic on constants."""
@@ -119,14 +128,29 @@ class _Lowering:
         nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(nodes, self.program.graph_signature.input_specs, strict=True):
             if spec.kind == InputKind.USER_INPUT:
-                value = node.meta["val"]
-                tensor = self.graph.input(names[len(made)], value.shape, DTYPES[value.dtype])
-                made.append(tensor)
-                self.values[node] = Integers(tensor)
+                self.values[node] = given = self._input(names[len(made)], node)
+                made.append(given.tensor)
             elif node.users:
                 found = self.program.state_dict.get(spec.target)
                 self.values[node] = Constant(self.program.constants[spec.target] if found is None else found)
         return tuple(made)
+
+    def _input(self, name: str, node: fx.Node) -> Integers | Coded:
+        value = node.meta["val"]
+        if not value.is_floating_point():
+            return Integers(self.graph.input(name, value.shape, DTYPES[value.dtype]))
+        found = destination(node) if self.real_ends else None
+        if found is None:
+            raise Unsupported(name, "a real-valued input")
+        self.grids[name] = found[:2]
+        return Coded(self.graph.input(name, value.shape, DTYPES[found[2]]), *found[:2])
+
+    def _output(self, name: str, node: fx.Node) -> Tensor:
+        value = self.values[node]
+        if not (self.real_ends and isinstance(value, Coded)):
+            return self._stored(node)
+        self.grids[name] = (value.scale, value.zero)
+        return value.tensor
 
     def _value(self, node: fx.Node) -> Value:
         if node.target is DEQUANTIZE_CHANNEL:
@@ -166,7 +190,7 @@ class _Lowering:
             return Constant(None, value.value.numpy().astype(np.int64) - zero, scale)
         if stores:
             name = DTYPES[dtype]
-            _check_range(node, low, high, name)
+            check_range(node.name, low, high, name)
             return Integers(self.arithmetic.quantize(value, scale, zero, name, node.name))
         return Coded(self._stored(source), scale, zero)
 
@@ -238,7 +262,7 @@ class _Lowering:
 
     def _table(self, node: fx.Node, chain: Chain) -> Integers:
         *_, low, high, dtype = arguments(chain.steps[0])
-        _check_range(node, low, high, DTYPES[dtype])
+        check_range(node.name, low, high, DTYPES[dtype])
         codes = chain.table(self.numbers)
         return Integers(self.arithmetic.table(self._stored(chain.source), codes, DTYPES[arguments(node)[5]]))
 
@@ -263,27 +287,11 @@ class _Lowering:
         axis %= len(node.meta["val"].shape)
         if self._whole(*parts):
             return Integers(self.graph.concatenate([self._stored(p) for p in parts], axis))
-        values = [self.values[p] for p in parts]
-        coded = [value for value in values if isinstance(value, Coded)]
-        if len(coded) == len(values) and all(_same_grid(value, coded[0]) for value in coded):
-            return replace(coded[0], tensor=self.graph.concatenate([value.tensor for value in coded], axis))
-        sums = self.arithmetic.at_one_step(values, node.name)
-        tensor = self.graph.concatenate([s.tensor for s in sums], axis)
-        return Sum(tensor, sums[0].scale, max(s.bound for s in sums))
+        return self.arithmetic.concatenate([self.values[p] for p in parts], axis, node.name)
 
     def _integers(self, node: fx.Node) -> Value:
         tensors = [self._stored(argument) for argument in node.args if isinstance(argument, fx.Node)]
         return Integers(OPERATORS[node.target](self.graph, node, *tensors))
-
-
-def _check_range(node: fx.Node, low: int, high: int, dtype: str) -> None:
-    """RESCALE saturates, and tables begin, at the ends of the type."""
-    if (low, high) != LIMITS.get(dtype):
-        raise Unsupported(node.name, f"its codes go from {low} to {high}, not over all of {dtype}")
-
-
-def _same_grid(a: Coded, b: Coded) -> bool:
-    return (a.scale, a.zero, a.tensor.dtype) == (b.scale, b.zero, b.tensor.dtype)
 
 
 def _name(node: fx.Node) -> str:

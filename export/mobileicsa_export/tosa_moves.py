@@ -28,6 +28,17 @@ def _transpose(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
     return graph.transpose(x, order)
 
 
+def _permute(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
+    return graph.transpose(x, [int(d) % len(x.shape) for d in node.args[1]])  # type: ignore[union-attr,arg-type]
+
+
+def _select(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
+    axis, index = (int(a) for a in node.args[1:3])  # type: ignore[arg-type]
+    start, size = [0] * len(x.shape), list(x.shape)
+    start[axis], size[axis] = index % x.shape[axis], 1
+    return graph.reshape(graph.slice(x, start, size), tuple(node.meta["val"].shape))
+
+
 def _slice(graph: TosaGraph, x: Tensor, node: fx.Node) -> Tensor:
     if len(node.args) > 4 and node.args[4] != 1:
         raise Unsupported(node.name, "a slice leaves elements out between others")
@@ -52,7 +63,10 @@ MOVES: dict[Any, Move] = {
     aten.view.default: _reshape,
     aten.reshape.default: _reshape,
     aten.unsqueeze.default: _reshape,
+    aten.flatten.using_ints: _reshape,
     aten.transpose.int: _transpose,
+    aten.permute.default: _permute,
+    aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.expand.default: _expand,
     aten.contiguous.default: _same,

@@ -78,9 +78,9 @@ def write_shards(decoder: Decoder, target: Target, folder: Path) -> dict[str, li
     return written
 
 
-def files(folder: Path, written: dict[str, list[Record]]) -> tuple[Path, ...]:
+def files(folder: Path, written: dict[str, list[Record]], index: str = INDEX) -> tuple[Path, ...]:
     names = [name for records in written.values() for r in records for name in (r.file, f"{Path(r.file).stem}.json")]
-    return (*(folder / name for name in names), folder / INDEX)
+    return (*(folder / name for name in names), folder / index)
 
 
 def identity(spec: ModelSpec, target: Target) -> dict[str, Any]:

@@ -18,6 +18,12 @@ INT32_MAX = 2**31 - 1
 LIMITS = {"INT8": (-128, 127), "INT16": (-32768, 32767)}
 
 
+def check_range(where: str, low: int, high: int, dtype: str) -> None:
+    """RESCALE saturates, and tables begin, at the ends of the type."""
+    if (low, high) != LIMITS.get(dtype):
+        raise Unsupported(where, f"its codes go from {low} to {high}, not over all of {dtype}")
+
+
 @dataclass(frozen=True)
 class Integers:
     """An integer (or truth) tensor of the program itself."""

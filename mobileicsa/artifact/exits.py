@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from mobileicsa.artifact import layout
 from mobileicsa.artifact.exit_inputs import Inputs, read_inputs
+from mobileicsa.artifact.exit_program import golden_of, lower_stages, stage_names, staged_backend
 from mobileicsa.artifact.exported import target_json
 from mobileicsa.artifact.manifest import EARLY_EXIT, write_manifest
-from mobileicsa.core.errors import EnvironmentFault, UsageError
+from mobileicsa.core.errors import EnvironmentFault
 from mobileicsa.core.plan import PLAN_FORMAT
 from mobileicsa.core.scheme import QuantScheme, find_scheme
 from mobileicsa.core.target import Target
@@ -27,24 +27,15 @@ from mobileicsa.io.lock import OutputLock
 from mobileicsa.io.paths import check_output, public_name
 from mobileicsa.io.staging import Staging
 from mobileicsa.models.early_exit_vit import ExitVit
-from mobileicsa.models.exit_folder import CONFIG, EXITS, WEIGHTS, read_exits, read_model
-from mobileicsa.program.backend import StagedBackend, StageSession, find_backend
-from mobileicsa.program.early_exit import ExitTable, curve, softmax
-from mobileicsa.program.exit_stages import (
-    ALL_EXITS,
-    ExitProgram,
-    SimulatorStages,
-    edges_of,
-    export_stages,
-    quantize_exits,
-    stage_name,
-    weights_of,
-)
+from mobileicsa.models.exit_files import CONFIG, EXITS, WEIGHTS
+from mobileicsa.models.exit_folder import read_exits, read_model
+from mobileicsa.program.backend import StageSession
+from mobileicsa.program.early_exit import ExitTable, curve, softmax, walk
+from mobileicsa.program.exit_frozen import StagePlan
+from mobileicsa.program.exit_stages import SimulatorStages, edges_of, quantize_exits, weights_of
 from mobileicsa.program.targets import DEFAULT_TARGET, check_scheme, find_target
 from mobileicsa.quantize.steps import Progress
 
-CONFIDENCES = "exit_confidences.safetensors"
-FIGURE = "exits.svg"
 INSTALL = "pip install 'mobileicsa[executorch]'"
 GOLDEN_SAMPLES = 8
 THRESHOLDS = tuple(step / 20 for step in range(21))
@@ -92,18 +83,8 @@ def plan_exits(options: ExitOptions) -> ExitPlan:
     scheme, target = find_scheme(options.scheme), find_target(options.target)
     check_output(options.output, options.model, options.overwrite)
     check_scheme(scheme, target)
-    if target.nonlinear == "primitive":
-        raise UsageError(
-            f"--target {target.name}: early-exit stages keep norms and softmax as float regions",
-            hint=f"use --target {DEFAULT_TARGET}",
-        )
     for name in target.backends:
-        back_end = find_backend(name)
-        reason = back_end.unavailable()
-        if reason is not None:
-            raise EnvironmentFault(f"--target {target.name}: {reason}")
-        if not isinstance(back_end, StagedBackend):
-            raise UsageError(f"--target {target.name}: back end {name} lowers no stages")
+        staged_backend(name, target.name)
     if find_spec("torchao") is None:
         raise EnvironmentFault("torchao is not installed, by which early exits are quantised", hint=INSTALL)
     model = read_model(options.model)
@@ -112,16 +93,18 @@ def plan_exits(options: ExitOptions) -> ExitPlan:
     return ExitPlan(options=options, model=model, exits=exits, scheme=scheme, target=target, inputs=inputs)
 
 
-def build_exits(plan: ExitPlan, progress: Progress, draw: Draw) -> dict[str, Any]:
-    """Quantise, export, record; returns report.json. `draw` makes an SVG of its curves, where there are labels."""
+def build_exits(plan: ExitPlan, progress: Progress, draw: Draw, finish: Callable[[Path], None]) -> dict[str, Any]:
+    """Quantise, export, record; returns report.json. `draw` makes an SVG of its curves, where there are labels;
+    `finish` writes the page of a folder that has its report."""
     options = plan.options
     identity = sha256_bytes(b"".join(sha256_file(options.model / n).encode() for n in (CONFIG, WEIGHTS, EXITS)))
     run = "exits" + sha256_bytes(f"{identity} {plan.to_json()}".encode())[:10]
     with OutputLock(options.output), Staging(options.output, run, resumable=False) as staging:
         report = _write(plan, staging, progress)
         if "curves" in report:
-            staging.write_bytes(FIGURE, draw(report).encode())
+            staging.write_bytes(layout.EXIT_FIGURE, draw(report).encode())
         staging.write_json(layout.REPORT, report)
+        finish(staging.folder)
         write_manifest(
             staging.folder,
             {
@@ -140,37 +123,42 @@ def build_exits(plan: ExitPlan, progress: Progress, draw: Draw) -> dict[str, Any
 
 def _write(plan: ExitPlan, staging: Staging, progress: Progress) -> dict[str, Any]:
     inputs = plan.inputs.inputs
-    tick = progress.step("quantise the stages", 1)
-    program = quantize_exits(plan.model, inputs, plan.scheme)
-    tick()
+    tick = progress.step("quantise the stages", 2)
+    forms = {}
+    for primitive in (False, True):
+        forms[primitive] = quantize_exits(plan.model, inputs, plan.scheme, primitive=primitive)
+        tick()
+    program = forms[plan.target.nonlinear == "primitive"]
     encodings, integers = weights_of(program)
     staging.write_tensors(layout.WEIGHTS, {**_rest(plan.model, encodings), **integers})
-    staging.write_json(
-        layout.PLAN,
-        {
-            "format": PLAN_FORMAT,
-            "kind": EARLY_EXIT,
-            "spec": plan.model.spec.to_json(),
-            "scheme": plan.scheme.to_json(),
-            "edges": {name: encoding.to_json() for name, encoding in edges_of(program).items()},
-            "borders": sorted(program.borders),
-            "weights": {name: {"bits": w.bits, "narrow": w.narrow} for name, w in encodings.items()},
-            "provenance": {"calibration": plan.inputs.facts},
-        },
+    stage_plan = StagePlan(
+        spec=plan.model.spec,
+        scheme=plan.scheme,
+        edges=edges_of(forms[False]),
+        inner_edges=edges_of(forms[True]),
+        borders=tuple(sorted(program.borders)),
+        weights=encodings,
     )
+    provenance = {"calibration": plan.inputs.facts}
+    document = {"format": PLAN_FORMAT, "kind": EARLY_EXIT, **stage_plan.to_json(), "provenance": provenance}
+    staging.write_json(layout.PLAN, document)
     staging.copy(layout.CONFIG, plan.options.model / CONFIG)
     staging.copy(EXITS, plan.options.model / EXITS)
     tick = progress.step("refit the thresholds", 1)
     before, after = _float_logits(plan.model, inputs), _logits(SimulatorStages(program), plan, inputs)
     table = _table(plan, before, after)
     staging.write_tensors(
-        CONFIDENCES,
+        layout.CONFIDENCES,
         {"float": torch.from_numpy(table.float_confidence), "integer": torch.from_numpy(table.confidence)},
     )
     tick()
-    golden = _golden(program, inputs[:GOLDEN_SAMPLES])
+    golden = golden_of(program, inputs[:GOLDEN_SAMPLES])
     staging.write_tensors(layout.GOLDEN, golden)
-    written = {name: _backend(plan, program, name, staging.folder, golden, progress) for name in plan.target.backends}
+    written = {}
+    for name in plan.target.backends:
+        tick = progress.step(f"write {name} for {plan.target.name}", 1)
+        written[name] = lower_stages(program, plan.target, name, staging.folder / name, golden, all_exits=True)
+        tick()
     return {
         **plan.to_json(),
         "output": public_name(str(plan.options.output)),
@@ -192,13 +180,8 @@ def _float_logits(model: ExitVit, inputs: Tensor) -> np.ndarray[Any, Any]:
 
 def _logits(session: StageSession, plan: ExitPlan, inputs: Tensor) -> np.ndarray[Any, Any]:
     """(samples, E, classes) float64 of all exits."""
-    found = []
-    for sample in inputs:
-        handed, rows = [sample[None].numpy()], []
-        for exit in range(len(plan.exits)):
-            logits, *handed = session.run(stage_name(exit), handed)
-            rows.append(logits[0])
-        found.append(rows)
+    names = stage_names(len(plan.exits))
+    found = [[given[0][0] for given in walk(session, names, sample.numpy())] for sample in inputs]
     return np.array(found, dtype=np.float64)
 
 
@@ -224,63 +207,4 @@ def _curves(
             "integer, float's thresholds": curve(table.confidence, right[1], table.macs, plain),
         },
         "thresholds": list(THRESHOLDS),
-    }
-
-
-def _golden(program: ExitProgram, inputs: Tensor) -> dict[str, Tensor]:
-    """`input` and, for each stage, `stage_<e>.<k>`: what it gives, of all samples, in its order."""
-    rows: dict[str, list[Tensor]] = {"input": list(inputs)}
-    for sample in inputs:
-        handed: tuple[Tensor, ...] = (sample[None],)
-        for exit in range(len(program.stages)):
-            given = program.run(exit, handed)
-            for index, value in enumerate(given):
-                rows.setdefault(f"{stage_name(exit)}.{index}", []).append(value[0])
-            handed = given[1:]
-    return {name: torch.stack(values) for name, values in rows.items()}
-
-
-def _backend(
-    plan: ExitPlan, program: ExitProgram, name: str, folder: Path, golden: dict[str, Tensor], progress: Progress
-) -> dict[str, Any]:
-    """Lower with one back end and compare it with the simulator."""
-    tick = progress.step(f"write {name} for {plan.target.name}", 1)
-    back_end = find_backend(name)
-    assert isinstance(back_end, StagedBackend)
-    programs = export_stages(program, plan.inputs.inputs[:1])
-    if not back_end.separate_files:
-        del programs[ALL_EXITS]
-    written = back_end.write_stages(programs, plan.target, folder / name)
-    session = back_end.open_stages(folder / name, [stage_name(e) for e in range(len(plan.exits))])
-    agreement = agree(session, golden)
-    session.close()
-    tick()
-    files = {
-        path.relative_to(folder / name).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in written.files
-    }
-    return {"files": files, "facts": json.loads(json.dumps(written.facts)), "agreement": agreement}
-
-
-def agree(session: StageSession, golden: dict[str, Tensor]) -> dict[str, Any]:
-    """`equal_share` of the numbers that a back end gives exactly as the simulator, over whole chains of stages;
-    `same_labels`: share of the exits that choose the same class; `largest_logit_difference`, a real number."""
-    equal = total = labels = chosen = 0
-    largest = 0.0
-    stages = len({name.partition(".")[0] for name in golden}) - 1
-    for sample in range(len(golden["input"])):
-        handed = [golden["input"][sample][None].numpy()]
-        for exit in range(stages):
-            given = session.run(stage_name(exit), handed)
-            for index, value in enumerate(given):
-                wanted = golden[f"{stage_name(exit)}.{index}"][sample].numpy()
-                equal, total = equal + int((value[0] == wanted).sum()), total + wanted.size
-            wanted = golden[f"{stage_name(exit)}.0"][sample].numpy()
-            largest = max(largest, float(np.abs(given[0][0] - wanted).max()))
-            labels, chosen = labels + int(given[0][0].argmax() == wanted.argmax()), chosen + 1
-            handed = given[1:]
-    return {
-        "equal_share": equal / total,
-        "same_labels": labels / chosen,
-        "largest_logit_difference": largest,
     }

@@ -22,6 +22,11 @@ ENCODINGS = "encodings"
 BASIS = "basis.safetensors"  # read only where an adapter follows
 ADAPTERS = "adapters"
 
+# Of early-exit artifacts, which have their model's exits.json too.
+CONFIDENCES = "exit_confidences.safetensors"
+EXIT_FIGURE = "exits.svg"
+LATENCY_FIGURE = "exits_latency.svg"  # by `bench`
+
 # Bytes 0..MAX of JSON files of ours; a plan of a 100-layer model has about 20 MB of edges.
 MAX_JSON_BYTES = 256 << 20
 

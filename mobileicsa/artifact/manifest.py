@@ -10,17 +10,23 @@ from mobileicsa.core.errors import InputError, VerificationError
 from mobileicsa.io.hashing import sha256_bytes, sha256_file
 from mobileicsa.io.json_file import dump_json, read_json, write_json
 from mobileicsa.io.paths import inside
+from mobileicsa.models.exit_files import EXITS
 
 # 1: without a checksum of the manifest itself; read as it is. 2: with one.
 ARTIFACT_FORMAT = 2
 OLDEST_FORMAT = 1
 # Files rewritten by eval, bench and report after the build: their hashes would go stale by design.
-MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD)
+MUTABLE = (layout.REPORT, layout.REPORT_PAGE, layout.CARD, layout.LATENCY_FIGURE)
 # A manifest that forgot one of these would leave it unchecked.
 _ALWAYS = (layout.CONFIG, layout.PLAN, layout.WEIGHTS, layout.GOLDEN)
 # Kinds of artifact; a manifest that names none is of a decoder.
 DECODER, EARLY_EXIT = "decoder", "early-exit"
-REQUIRED = {DECODER: (*_ALWAYS, layout.TOKENIZER, layout.GREEDY), EARLY_EXIT: (*_ALWAYS, "exits.json")}
+REQUIRED = {DECODER: (*_ALWAYS, layout.TOKENIZER, layout.GREEDY), EARLY_EXIT: (*_ALWAYS, EXITS)}
+# What a command says that is given the other kind.
+HINTS = {
+    DECODER: "`mobileicsa run DIR --prompt TEXT`, or one of eval, compare, verify, inspect, bench, export",
+    EARLY_EXIT: "`mobileicsa run DIR --input FILE.npz`, or one of verify, inspect, bench, export, report",
+}
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -61,11 +67,23 @@ def read_manifest(folder: Path, kind: str = DECODER) -> dict[str, Any]:
         raise VerificationError(f"{path}: field default_target or its target is missing or malformed")
     found = manifest.get("kind", DECODER)
     if found != kind:
-        raise InputError(f"{folder}: is an artifact of kind {found}, this needs one of kind {kind}")
+        raise InputError(
+            f"{folder}: is an artifact of kind {found}, this needs one of kind {kind}", hint=HINTS.get(str(found))
+        )
     for name in REQUIRED[kind]:
         if name not in manifest["files"]:
             raise VerificationError(f"{path}: field files does not list {name}")
     return manifest
+
+
+def kind_of(folder: Path) -> str:
+    """What kind of artifact a folder says it is; one that says nothing readable is read as a decoder's, and refused
+    there with the reason."""
+    path = folder / layout.MANIFEST
+    try:
+        return str(read_json(path, max_bytes=layout.MAX_JSON_BYTES).get("kind", DECODER)) if path.is_file() else DECODER
+    except InputError:
+        return DECODER
 
 
 def _check_format(path: Path, manifest: dict[str, Any]) -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.kinds import for_artifact
 from mobileicsa.cli.options import ArtifactFolder, JsonFlag, ThreadsOption
 from mobileicsa.core.errors import InputError, UsageError
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   mobileicsa bench out
   mobileicsa bench out --baseline float --backend executorch --repeat 9
+  mobileicsa bench exits --baseline float --plot figures
   mobileicsa bench out --device adb --app app-executorch-release.apk
 """
 
@@ -71,26 +75,35 @@ def bench(
     Medians of load time, first token, prefill and decode speed, peak memory, bytes read per token, energy where a
     counter can be read.
     """
-    from mobileicsa.report.record import record
-
-    serial = _serial(device)
     common: dict[str, Any] = {
         "backends": backend or None,
         "baseline_float": baseline == "float",
-        "prompt_tokens": prompt_tokens,
-        "generate_tokens": generate_tokens,
         "repeat": repeat,
         "threads": threads,
     }
-    with context.obj.progress() as progress:
+    tokens = {"prompt_tokens": prompt_tokens, "generate_tokens": generate_tokens}
+    phone = {"device": _serial(device), "app": app or [], "keep": keep}
+    return for_artifact(HANDLERS, folder)(
+        context.obj, folder, common, {**phone, **tokens, "allow_fallback": allow_fallback}, plot, save
+    )
+
+
+def _bench_decoder(
+    screen: Any, folder: Path, common: dict[str, Any], further: dict[str, Any], plot: Path | None, save: bool
+) -> Answer:
+    from mobileicsa.report.record import record
+
+    serial, apps, keep, allow_fallback = (further.pop(name) for name in ("device", "app", "keep", "allow_fallback"))
+    common = {**common, **further}
+    with screen.progress() as progress:
         if serial is None:
             from mobileicsa.bench import host
 
-            if app or keep:
+            if apps or keep:
                 raise UsageError("--app and --keep are for a phone", hint="add --device adb")
             result = host.bench(folder, **common, allow_fallback=allow_fallback, progress=progress)
         else:
-            result = _on_phone(folder, serial, app or [], keep, save, common, progress)
+            result = _on_phone(folder, serial, apps, keep, save, common, progress)
     if save:
         record(Path(folder), "bench" if serial is None else "phone", result)
     if plot is not None:
@@ -98,6 +111,9 @@ def bench(
 
         result["figures"] = [str(path) for path in draw(result, plot)]
     return Answer(document=result, show=lambda console: _show(console, result))
+
+
+HANDLERS = {DECODER: _bench_decoder, EARLY_EXIT: exits.bench}
 
 
 def _serial(device: str) -> str | None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.kinds import for_artifact
 from mobileicsa.cli.options import ArtifactFolder, JsonFlag, LayersOption, SaturationOption
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ EXAMPLES = """
   mobileicsa export out --target generic-npu --output out-npu
   mobileicsa export out --target host-cpu --adapter ./lora --output out-lora
   mobileicsa export out --target tosa --layers 0:2 --output out-tosa --json
+  mobileicsa export exits --target tosa --output exits-tosa
 """
 
 
@@ -49,22 +53,28 @@ def export(
     as_json: JsonFlag = False,
 ) -> Answer:
     """Write an artifact's program for another target. Nothing is quantised again."""
+    further = {
+        "layers": layers,
+        "adapters": adapter or None,
+        "calibration": calibration,
+        "max_adapter_saturation": max_adapter_saturation,
+    }
+    return for_artifact(HANDLERS, folder)(context.obj, folder, target, output, overwrite, further)
+
+
+def _export_decoder(
+    screen: Any, folder: Path, target: str, output: Path, overwrite: bool, further: dict[str, Any]
+) -> Answer:
     from mobileicsa import api
 
-    with context.obj.progress() as progress:
-        made = api.export(
-            folder,
-            target,
-            output,
-            layers=layers,
-            overwrite=overwrite,
-            adapters=adapter or (),
-            calibration=calibration,
-            **({} if max_adapter_saturation is None else {"max_adapter_saturation": max_adapter_saturation}),
-            progress=progress,
-        )
+    given = {name: value for name, value in further.items() if value is not None}
+    with screen.progress() as progress:
+        made = api.export(folder, target, output, overwrite=overwrite, **given, progress=progress)
     document = {**made, "output": str(output)}
     return Answer(document=document, show=lambda console: _show(console, document))
+
+
+HANDLERS = {DECODER: _export_decoder, EARLY_EXIT: exits.export}
 
 
 def _show(console: Console, made: dict[str, Any]) -> None:

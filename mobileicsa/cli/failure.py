@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from mobileicsa.core.errors import EnvironmentFault, MobileICSAError, UsageError
+from mobileicsa.core.errors import EnvironmentFault, MobileICSAError, UsageError, VerificationError
 from mobileicsa.io.machine import available_memory, peak_memory
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -99,3 +99,12 @@ def _usage(error: typer.TyperException) -> Failure:
 
 def _is_memory(text: str) -> bool:
     return any(words in text.lower() for words in MEMORY_WORDS)
+
+
+def verification_code(result: dict[str, Any]) -> int:
+    """Exit code of a verification: 4 where nothing is wrong but that a back end could not run."""
+    if result["ok"]:
+        return 0
+    rows = result["backends"].values()
+    only_skipped = any("skipped" in row for row in rows) and all(row.get("ok", True) for row in rows)
+    return (EnvironmentFault if only_skipped else VerificationError).exit_code

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.kinds import for_artifact
 from mobileicsa.cli.options import ArtifactFolder, JsonFlag
 from mobileicsa.core.errors import UsageError
 
@@ -33,14 +37,21 @@ def inspect(
 
     With --json every encoding is given, and what each writer recorded.
     """
-    from mobileicsa.report.contents import contents
-
     try:
         re.compile(edges or "")
     except re.error as error:
         raise UsageError(f"--edges {edges}: not a regular expression: {error}") from error
+    return for_artifact(HANDLERS, folder)(folder, edges)
+
+
+def _inspect_decoder(folder: Path, edges: str | None) -> Answer:
+    from mobileicsa.report.contents import contents
+
     document = contents(folder, edges=edges or "")
     return Answer(document=document, show=lambda console: _show(console, document, listed=edges is not None))
+
+
+HANDLERS = {DECODER: _inspect_decoder, EARLY_EXIT: exits.inspect}
 
 
 def _show(console: Console, document: dict[str, Any], *, listed: bool) -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.kinds import for_model
 from mobileicsa.cli.options import JsonFlag, SaturationOption
 
 if TYPE_CHECKING:
@@ -121,59 +124,47 @@ def quantize(
 
     The folder holds everything a phone or a runtime needs: .onnx and .pte files, tokenizer, golden vectors, report.
     """
-    screen = context.obj
-    from mobileicsa.models.exit_folder import is_exit_folder
+    common: dict[str, Any] = {
+        "model": model,
+        "scheme": scheme,
+        "output": output,
+        "calibration": calibration,
+        "targets": tuple(target or ()),
+        "seed": seed,
+        "overwrite": overwrite,
+    }
+    further: dict[str, Any] = {
+        "recipe": recipe,
+        "effort": effort,
+        "budget_bytes": budget_bytes,
+        "max_ppl_increase": max_ppl_increase,
+        "overrides": tuple(overrides or ()),
+        "adapters": tuple(adapter or ()),
+        "merge_adapter": merge_adapter,
+        "max_adapter_saturation": max_adapter_saturation,
+        "resume": resume,
+        "strict": strict,
+    }
+    return for_model(HANDLERS, model)(context.obj, common, further, dry_run)
 
-    if is_exit_folder(model):
-        from mobileicsa.cli.exits import ExitFlags, quantize_exits
 
-        refused = {
-            "--recipe": recipe,
-            "--effort": effort,
-            "--budget-bytes": budget_bytes,
-            "--max-ppl-increase": max_ppl_increase,
-            "--adapter": adapter,
-            "--merge-adapter": merge_adapter,
-            "--max-adapter-saturation": max_adapter_saturation,
-            "--resume": resume or None,
-            "KEY=VALUE": overrides or None,
-        }
-        flags = ExitFlags(model, scheme, output, calibration, tuple(target or ()), seed or 0, overwrite, dry_run)
-        return quantize_exits(screen, flags, [name for name, value in refused.items() if value is not None])
+def _quantize_decoder(screen: Any, common: dict[str, Any], further: dict[str, Any], dry_run: bool) -> Answer:
     from mobileicsa.api import build_from
     from mobileicsa.artifact.plan_build import BuildOptions, plan_build
 
-    given: dict[str, Any] = {
-        "recipe": recipe,
-        "calibration": calibration,
-        "effort": effort,
-        "seed": seed,
-        "budget_bytes": budget_bytes,
-        "max_ppl_increase": max_ppl_increase,
-        "overrides": tuple(overrides) if overrides else None,
-        "targets": tuple(target) if target else None,
-        "adapters": tuple(adapter) if adapter else None,
-        "merge_adapter": merge_adapter,
-        "max_adapter_saturation": max_adapter_saturation,
-    }
-    options = BuildOptions(
-        model=model,
-        scheme=scheme,
-        output=output,
-        overwrite=overwrite,
-        resume=resume,
-        strict=strict,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    plan = plan_build(options)
+    given = {name: value for name, value in {**common, **further}.items() if value is not None and value != ()}
+    plan = plan_build(BuildOptions(**given))
     if dry_run:
         document = plan.to_json()
         return Answer(document=document, show=lambda console: _show_plan(console, document))
     screen.note(_headline(plan))
     with screen.progress(outline(plan)) as progress:
         report = build_from(plan, progress)
-    document = {**report, "output": str(output)}
+    document = {**report, "output": str(common["output"])}
     return Answer(document=document, show=lambda console: _show_report(console, document))
+
+
+HANDLERS = {DECODER: _quantize_decoder, EARLY_EXIT: exits.quantize}
 
 
 def outline(plan: BuildPlan) -> list[Share]:

@@ -18,10 +18,10 @@ def report(context: typer.Context, folder: ArtifactFolder, as_json: JsonFlag = F
     For a report.json that was edited, or a page by a newer version.
     """
     from mobileicsa.artifact import layout
-    from mobileicsa.artifact.manifest import read_manifest
-    from mobileicsa.report.html import write_report
+    from mobileicsa.artifact.manifest import kind_of, read_manifest
+    from mobileicsa.report.record import write_page
 
-    read_manifest(folder)
-    write_report(folder)
+    read_manifest(folder, kind_of(folder))
+    write_page(folder)
     path = str(folder / layout.REPORT_PAGE)
     return Answer(document={"report": path}, show=lambda console: console.print(f"wrote {path}", markup=False))

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.kinds import for_artifact, refuse
 from mobileicsa.cli.options import AdapterOption, ArtifactFolder, JsonFlag, TargetOption, ThreadsOption
 from mobileicsa.core.errors import UsageError
 
@@ -69,27 +72,44 @@ def run(
 
     On a runtime that a phone would use, on the emulator of an NPU, or on the simulator.
     """
-    screen = context.obj
-    if inputs is not None:
-        from mobileicsa.cli.exits import run_exits
+    opening = {"backend": backend, "target": target, "threads": threads}
+    generating: dict[str, Any] = {
+        "prompt": prompt,
+        "chat": chat,
+        "adapter": adapter,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    deciding = {"inputs": inputs, "threshold": threshold, "mac_budget": mac_budget}
+    return for_artifact(HANDLERS, folder)(context.obj, folder, opening, generating, deciding)
 
-        return run_exits(folder, inputs, backend, threshold, mac_budget, threads)
+
+def _run_decoder(
+    screen: Any, folder: Path, opening: dict[str, Any], generating: dict[str, Any], deciding: dict[str, Any]
+) -> Answer:
+    refuse(deciding, DECODER)
+    prompt, adapter, chat = (generating.pop(name) for name in ("prompt", "adapter", "chat"))
     if prompt is None and (not chat or screen.json):
         raise UsageError("Missing option '--prompt'", hint="give a text to continue, or talk to the model with --chat")
     from mobileicsa.artifact.lowered import open_for
     from mobileicsa.program.backend import emulator_of
 
+    backend = opening["backend"]
     emulator = None if backend is None else emulator_of(backend)
     if emulator is not None:
         screen.note(f"{backend} is emulated on this machine: {emulator}")
     with screen.progress() as progress:
         tick = progress.step(f"open {folder}", 1)
-        model = open_for(str(folder), backend, progress, target=target, threads=threads, adapter=adapter)
+        model = open_for(str(folder), progress=progress, **opening, adapter=adapter)
         tick()
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
+    options = {**generating, "chat": chat}
     if prompt is None:
         return _talk(screen, model, options)
     return _complete(screen, model, prompt, adapter, options)
+
+
+HANDLERS = {DECODER: _run_decoder, EARLY_EXIT: exits.run}
 
 
 def _complete(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
+from mobileicsa.cli import exits
 from mobileicsa.cli.answer import Answer
+from mobileicsa.cli.failure import verification_code
+from mobileicsa.cli.kinds import for_artifact
 from mobileicsa.cli.options import AdapterOption, ArtifactFolder, JsonFlag, LayersOption, TargetOption
-from mobileicsa.core.errors import EnvironmentFault, VerificationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,20 +55,17 @@ def verify(
 
     Every file's hash, then every runtime's integers against the simulator's; exit code 5 where something differs.
     """
+    common = {"only": backend or None, "target": target}
+    further = {"greedy": greedy, "strict": strict, "layers": layers, "adapter": adapter}
+    return for_artifact(HANDLERS, folder)(context.obj, folder, common, further, save)
+
+
+def _verify_decoder(screen: Any, folder: Path, common: dict[str, Any], further: dict[str, Any], save: bool) -> Answer:
     from mobileicsa.artifact import verify as artifact
     from mobileicsa.report.record import record
 
-    with context.obj.progress() as progress:
-        result = artifact.verify(
-            folder,
-            only=backend or None,
-            greedy=greedy,
-            strict=strict,
-            target=target,
-            layers=layers,
-            adapter=adapter,
-            progress=progress,
-        )
+    with screen.progress() as progress:
+        result = artifact.verify(folder, **common, **further, progress=progress)
     rows = result["backends"].values()
     # What was lowered for the occasion is not compared with the artifact's golden vectors, which its report is about.
     if (
@@ -73,11 +74,12 @@ def verify(
         and not any("target" in row or "adapter" in row for row in rows)
     ):
         record(folder, "verification", result)
-    code = 0 if result["ok"] else VerificationError.exit_code
-    if not result["ok"] and any("skipped" in row for row in rows) and all(row.get("ok", True) for row in rows):
-        code = EnvironmentFault.exit_code
     document = {"folder": str(folder), **result}
+    code = verification_code(result)
     return Answer(document=document, show=lambda console: _show(console, document), exit_code=code)
+
+
+HANDLERS = {DECODER: _verify_decoder, EARLY_EXIT: exits.verify}
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ METHODS: dict[str, Entry] = {
             paper="arXiv 2502.04387 (AAAI 2026)",
             hands_over=("adapter",),
             data=("pud_multilingual", "xcopa"),
-            small_minutes=8,
+            small_minutes=10,
             module="mobileicsa.methods.fedp2eft",
         ),
     )

@@ -22,11 +22,12 @@ from torch import Tensor
 from mobileicsa.core.errors import InputError
 from mobileicsa.io.atomic import write_tensors, writing
 from mobileicsa.io.json_file import read_json, write_json
-from mobileicsa.io.safetensors_header import read_header
-from mobileicsa.models.adapter import CONFIG_FILE, PICKLE_FILE, TENSOR_FILE
-from mobileicsa.models.adapter_config import MERGE_HINT, read_config
+from mobileicsa.io.paths import inside
+from mobileicsa.models.adapter import LowRank
+from mobileicsa.models.adapter_config import CONFIG_FILE, read_config
+from mobileicsa.models.adapter_tensors import TENSOR_FILE, read_factors, scaled
 
-PREFIX, SIDES = "base_model.model.", ("lora_A", "lora_B")
+PREFIX = "base_model.model."
 # The base that an adapter was made for; a file of its own, for peft warns of unknown keys in its configuration.
 ORIGIN_FILE = "mobileicsa.json"
 # Frobenius norm of one module's update above which an adapter is taken for damaged.
@@ -36,55 +37,31 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraPair:
-    """The update of one linear is B A: `a` (rank, in), `b` (out, rank), float32.
-
-    Invariants: rank is at least 1 and the same in both; all values are finite.
-    """
-
-    a: Tensor
-    b: Tensor
-
-    @property
-    def rank(self) -> int:
-        return int(self.a.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in): the shape of the linear's weight."""
-        return int(self.b.shape[0]), int(self.a.shape[1])
-
-    def update(self) -> Tensor:
-        """(out, in) float32."""
-        return self.b @ self.a
-
-
-@dataclass(frozen=True, kw_only=True)
 class PeftVector:
-    """Pairs by the module's Hugging Face name ("model.layers.3.self_attn.q_proj"), and the base that they belong to.
+    """Updates by the module's Hugging Face name ("model.layers.3.self_attn.q_proj"), and the base that they belong to.
 
     `base` is the name or folder of the base model; `base_identity` its `Checkpoint.identity`, "" if not known.
-    Invariants: at least one pair; names are sorted.
+    Invariants: at least one module; names are sorted; ranks are at least 1, values finite.
     """
 
-    pairs: Mapping[str, LoraPair]
+    updates: Mapping[str, LowRank]
     base: str = ""
     base_identity: str = ""
 
     def __post_init__(self) -> None:
-        if not self.pairs:
+        if not self.updates:
             raise InputError("adapter: holds no module", hint="give it a larger rank budget")
-        object.__setattr__(self, "pairs", {name: self.pairs[name] for name in sorted(self.pairs)})
-        for name, pair in self.pairs.items():
-            _check_pair(name, pair)
+        object.__setattr__(self, "updates", {name: self.updates[name] for name in sorted(self.updates)})
+        for name, update in self.updates.items():
+            _check(name, update)
 
     @property
     def ranks(self) -> dict[str, int]:
-        return {name: pair.rank for name, pair in self.pairs.items()}
+        return {name: update.rank for name, update in self.updates.items()}
 
     @property
     def parameters(self) -> int:
-        """Number of numbers in all pairs."""
+        """Number of numbers in all updates."""
         return sum(tensor.numel() for _, tensor in self._tensors())
 
     def table(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -100,11 +77,11 @@ class PeftVector:
         if vector.shape != (self.parameters,):
             raise InputError(f"adapter: a vector of shape {list(vector.shape)}, expected [{self.parameters}]")
         parts = iter(torch.split(vector.float(), [tensor.numel() for _, tensor in self._tensors()]))
-        pairs = {
-            name: LoraPair(a=next(parts).view_as(pair.a), b=next(parts).view_as(pair.b))
-            for name, pair in self.pairs.items()
+        updates = {
+            name: LowRank(next(parts).view_as(update.down), next(parts).view_as(update.up))
+            for name, update in self.updates.items()
         }
-        return PeftVector(pairs=pairs, base=self.base, base_identity=self.base_identity)
+        return PeftVector(updates=updates, base=self.base, base_identity=self.base_identity)
 
     def check_base(self, shapes: Mapping[str, tuple[int, int]], identity: str = "") -> None:
         """InputError unless every module is a linear of the base, of the same shape (out, in)."""
@@ -113,12 +90,12 @@ class PeftVector:
                 f"adapter: made for base {self.base_identity[:16]}, this one is {identity[:16]}",
                 hint="give the base model that the adapter was trained on",
             )
-        for name, pair in self.pairs.items():
+        for name, update in self.updates.items():
             if name not in shapes:
                 raise InputError(f"adapter: module {name!r} is no linear of the base", hint="is it for another model?")
-            if pair.shape != tuple(shapes[name]):
+            if update.shape != tuple(shapes[name]):
                 raise InputError(
-                    f"adapter: module {name!r} is for a weight {list(pair.shape)}, the base has {list(shapes[name])}",
+                    f"adapter: module {name!r} is for a weight {list(update.shape)}, the base has {list(shapes[name])}",
                     hint="is it for another model?",
                 )
 
@@ -126,7 +103,7 @@ class PeftVector:
         """The base's weights (out, in) by module name, each plus its update where there is one; new tensors."""
         self.check_base({name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()})
         return {
-            name: weight + self.pairs[name].update().to(weight.dtype) if name in self.pairs else weight.clone()
+            name: weight + self.updates[name].product().to(weight.dtype) if name in self.updates else weight.clone()
             for name, weight in weights.items()
         }
 
@@ -145,33 +122,28 @@ class PeftVector:
         """Read a LoRA folder written here or by peft, its factors folded into B.
 
         Raises InputError for anything but plain LoRA on linears, for a pickle, for NaN, a huge norm, rank 0, shapes
-        that contradict each other or the configuration, and for tensors that belong to no pair.
+        that contradict each other or the configuration, and for tensors that are no factor.
         """
-        config = read_config(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-        halves = _read_halves(folder / TENSOR_FILE)
-        names = sorted({name for name, _ in halves})
-        pairs: dict[str, LoraPair] = {}
-        for name in names:
-            missing = [side for side in SIDES if (name, side) not in halves]
-            if missing:
-                raise InputError(f"{folder / TENSOR_FILE}: module {name!r} has no {missing[0]}")
-            a, b = (halves[name, side] for side in SIDES)
+        where = inside(folder, CONFIG_FILE)
+        config = read_config(read_json(where), str(where))
+        updates: dict[str, LowRank] = {}
+        for name, (a, b) in read_factors(inside(folder, TENSOR_FILE)).items():
             if config.rank_of(name) != a.shape[0]:
                 raise InputError(
-                    f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}"
+                    f"{folder}: module {name!r} has rank {a.shape[0]}, {CONFIG_FILE} says {config.rank_of(name)}",
+                    hint="config and tensors belong to two adapters: save it again",
                 )
-            scaling = config.scale_of(name)
-            if scaling == 0:
+            if config.scale_of(name) == 0:
                 log.warning("%s: alpha is 0 for module %r: the adapter does nothing there", folder, name)
-            pairs[name] = LoraPair(a=a, b=b * scaling)
+            updates[name] = LowRank(a, scaled(b, config, name))
         origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
         identity = origin.get("base_identity", "")
-        return cls(pairs=pairs, base=config.base_name, base_identity=identity if isinstance(identity, str) else "")
+        return cls(updates=updates, base=config.base_name, base_identity=identity if isinstance(identity, str) else "")
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, pair in self.pairs.items():
-            yield f"{name}.lora_A", pair.a
-            yield f"{name}.lora_B", pair.b
+        for name, update in self.updates.items():
+            yield f"{name}.lora_A", update.down
+            yield f"{name}.lora_B", update.up
 
 
 def _config(adapter: PeftVector, rank: int, others: Mapping[str, int]) -> dict[str, Any]:
@@ -187,17 +159,17 @@ def _config(adapter: PeftVector, rank: int, others: Mapping[str, int]) -> dict[s
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
-        "target_modules": list(adapter.pairs),
+        "target_modules": list(adapter.updates),
         "rank_pattern": dict(others),
         "alpha_pattern": dict(others),
     }
 
 
-def _check_pair(name: str, pair: LoraPair) -> None:
-    where, a, b = f"adapter: module {name!r}", pair.a, pair.b
+def _check(name: str, update: LowRank) -> None:
+    where, a, b = f"adapter: module {name!r}", update.down, update.up
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise InputError(f"{where}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit together")
-    if pair.rank < 1:
+    if update.rank < 1:
         raise InputError(f"{where}: rank 0", hint="leave the module out of the adapter")
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise InputError(f"{where}: holds NaN or infinity", hint="the adapter is damaged; train or copy it again")
@@ -207,23 +179,3 @@ def _check_pair(name: str, pair: LoraPair) -> None:
             f"{where}: an update of norm up to {norm:.3g}, the limit is {MAX_UPDATE_NORM:g}",
             hint="did its training diverge?",
         )
-
-
-def _read_halves(path: Path) -> dict[tuple[str, str], Tensor]:
-    """(module name, side) -> float32 tensor."""
-    from safetensors.torch import load_file
-
-    if not path.exists() and path.with_name(PICKLE_FILE).exists():
-        raise InputError(
-            f"{path.with_name(PICKLE_FILE)}: is a Python pickle, which is never read",
-            hint="load it where you trust it and save it again: save_pretrained(..., safe_serialization=True)",
-        )
-    read_header(path)
-    halves: dict[tuple[str, str], Tensor] = {}
-    for key, tensor in load_file(path).items():
-        name, _, rest = key.removeprefix(PREFIX).rpartition(".lora_")
-        side = f"lora_{rest.removesuffix('.weight')}"
-        if not key.startswith(PREFIX) or not name or side not in SIDES or not key.endswith(".weight"):
-            raise InputError(f"{path}: tensor {key[:200]!r} is not a LoRA weight", hint=MERGE_HINT)
-        halves[name, side] = tensor.float()
-    return halves

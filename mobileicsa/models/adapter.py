@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mobileicsa.core.errors import InputError
@@ -18,17 +15,15 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.io.hashing import sha256_file, sha256_parts
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.paths import inside
-from mobileicsa.io.safetensors_header import read_header
-from mobileicsa.io.tensors import finite
-from mobileicsa.models.adapter_config import MERGE_HINT, AdapterConfig, check_known, read_config
+from mobileicsa.models.adapter_config import CONFIG_FILE, MERGE_HINT, AdapterConfig, check_known, read_config
+from mobileicsa.models.adapter_tensors import TENSOR_FILE, read_factors, scaled
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.families import family_named
 from mobileicsa.models.load import empty_weights
 from mobileicsa.models.sources import LLAMA_LAYER, Source
 
-CONFIG_FILE, TENSOR_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight")
+_REMEDY = "save the adapter again with peft's save_pretrained, as a plain LoRA"
 # An update with more than this share of its weight's own norm is no fine-tuning: a wrong scale, or broken numbers.
 MAX_NORM_RATIO = 10.0
 
@@ -45,6 +40,15 @@ class LowRank:
     @property
     def rank(self) -> int:
         return int(self.down.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return int(self.up.shape[0]), int(self.down.shape[1])
+
+    def product(self) -> Tensor:
+        """(out, in) float32: what is added to the weight."""
+        return self.up @ self.down
 
     def norm(self) -> float:
         """Frobenius norm of the product."""
@@ -77,6 +81,15 @@ class PeftAdapter:
 
 def read_adapter(folder: Path, spec: ModelSpec) -> PeftAdapter:
     """A peft LoRA folder, of this model; InputError naming file, field or module, and a remedy."""
+    try:
+        return _read(folder, spec)
+    except InputError as error:
+        # Readers of JSON and of headers serve other files too, and know no remedy for this one.
+        error.hint = error.hint or _REMEDY
+        raise
+
+
+def _read(folder: Path, spec: ModelSpec) -> PeftAdapter:
     name = folder.resolve().name
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", hint="give a folder that peft's save_pretrained wrote")
@@ -86,8 +99,6 @@ def read_adapter(folder: Path, spec: ModelSpec) -> PeftAdapter:
         )
     config_path, path = inside(folder, CONFIG_FILE), inside(folder, TENSOR_FILE)
     config = read_config(read_json(config_path), str(config_path))
-    if not path.is_file():
-        _refuse_without_tensors(folder, path)
     updates = _updates(path, config, spec)
     notes = []
     if not any(bool(update.up.any()) and bool(update.down.any()) for update in updates.values()):
@@ -121,44 +132,20 @@ def check_base(adapter: PeftAdapter, model: str) -> str | None:
     )
 
 
-def _refuse_without_tensors(folder: Path, path: Path) -> None:
-    if (folder / PICKLE_FILE).exists():
-        raise InputError(
-            f"{folder / PICKLE_FILE}: is a Python pickle, which is never read",
-            hint="load it where you trust it and save it again: save_pretrained(..., safe_serialization=True)",
-        )
-    raise InputError(f"{path}: not found", hint="give a folder that peft's save_pretrained wrote")
-
-
 def _updates(path: Path, config: AdapterConfig, spec: ModelSpec) -> dict[str, LowRank]:
-    factors: dict[str, dict[str, str]] = {}
-    for name in read_header(path):
-        match = _TENSOR.fullmatch(name)
-        if match is None:
-            raise InputError(f"{path}: tensor {name[:200]!r} is not a factor of a linear's LoRA", hint=MERGE_HINT)
-        factors.setdefault(match[1], {})[match[2]] = name
-    if not factors:
-        raise InputError(f"{path}: has no tensors", hint="was the adapter trained? save it again")
-    shapes = linear_shapes(spec)
+    factors, shapes = read_factors(path), linear_shapes(spec)
     known = sorted({name.rpartition(".")[2] for name in (*shapes, *LLAMA_LAYER.values()) if name.endswith("proj")})
-    check_known(config, sorted(factors), known)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    found = {}
-    for module, names in sorted(factors.items()):
+    for module in factors:
         if module not in shapes:
             raise InputError(
-                f"{path}: module {module[:200]!r} is no linear of this model's layers",
+                f"{path}: module {module!r} is no linear of this model's layers",
                 hint=f"{MERGE_HINT}; adapters are read of {', '.join(known)}",
             )
-        for part in "AB":
-            if part not in names:
-                raise InputError(f"{path}: module {module} has no lora_{part}", hint="save the adapter again")
-        down, up = (finite(tensors[names[part]].to(torch.float32), names[part], path) for part in "AB")
+    check_known(config, list(factors), known)
+    found = {}
+    for module, (down, up) in factors.items():
         _check_shapes(path, module, config.rank_of(module), tuple(down.shape), tuple(up.shape), shapes[module])
-        found[module] = LowRank(down, up * config.scale_of(module))
+        found[module] = LowRank(down, scaled(up, config, module))
     return found
 
 

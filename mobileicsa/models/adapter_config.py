@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from mobileicsa.core.errors import InputError
 from mobileicsa.models.config_reader import MAX_HIDDEN, ConfigReader
 
+CONFIG_FILE = "adapter_config.json"
 MERGE_HINT = "train a plain LoRA, or merge it with peft (merge_and_unload, save_pretrained) and quantise that model"
 # Fields that change what is computed in a way that a low-rank product beside each linear cannot express.
 REFUSED = {
@@ -62,6 +64,13 @@ HARMLESS = frozenset(
         "use_rslora",
     )
 )
+# Far beyond any use; a factor of it still leaves room in float32.
+MAX_ALPHA = 1e9
+# Patterns come from the file, and some take for ever on any name: groups that repeat are refused, and so many more.
+MAX_PATTERNS, MAX_PATTERN, MAX_GROUPS, MAX_REPEATS = 1000, 1000, 16, 6
+# Ends of "x*", "x+", "x{2,}" and "x?"; not "(?:" and not the laziness of "x*?".
+_REPEAT = re.compile(r"[*+{]|(?<![(*+}])\?")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 # Starts that leave the base as it was.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -127,7 +136,7 @@ def read_config(config: Mapping[str, Any], where: str) -> AdapterConfig:
         },
         rslora=reader.flag("use_rslora", False),
         target_modules=_target_modules(reader),
-        base_name=str(reader.value("base_model_name_or_path") or ""),
+        base_name=_base_name(reader),
     )
 
 
@@ -135,40 +144,64 @@ def _patterns(reader: ConfigReader, field: str) -> list[tuple[ConfigReader, str]
     section = reader.section(field)
     if section is None:
         return []
+    if len(section.config) > MAX_PATTERNS:
+        raise reader.error(field, f"at most {MAX_PATTERNS} patterns", hint=MERGE_HINT)
     for name in section.config:
-        try:
-            re.compile(_expression(name))
-        except re.error as error:
-            raise reader.error(field, f"patterns of module names; {name[:80]!r} is none: {error}") from error
+        _check_pattern(reader, field, name)
     return [(section, name) for name in section.config]
 
 
+def _check_pattern(reader: ConfigReader, field: str, pattern: str) -> None:
+    remedy = "name the modules, as peft does"
+    if (
+        len(pattern) > MAX_PATTERN
+        or pattern.count("(") > MAX_GROUPS
+        or len(_REPEAT.findall(pattern)) > MAX_REPEATS
+        or _REPEATED_GROUP.search(pattern)
+    ):
+        expected = f"simple patterns of module names; {pattern[:80]!r} could be matched for ever"
+        raise reader.error(field, expected, hint=remedy)
+    try:
+        _compiled(pattern)
+    except (re.error, OverflowError) as error:
+        raise reader.error(
+            field, f"patterns of module names; {pattern[:80]!r} is none: {error}", hint=remedy
+        ) from error
+
+
+def _base_name(reader: ConfigReader) -> str:
+    value = reader.value("base_model_name_or_path")
+    if value is not None and not isinstance(value, str):
+        raise reader.error("base_model_name_or_path", "the name of a model")
+    return value or ""
+
+
 def _alpha(reader: ConfigReader, field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise reader.error(field, "a finite number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_ALPHA:
+        raise reader.error(field, f"a number from 0 to {MAX_ALPHA:g}")
     return float(value)
 
 
 def _target_modules(reader: ConfigReader) -> tuple[str, ...] | str | None:
     value = reader.value("target_modules")
     if value is None or isinstance(value, str):
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise reader.error("target_modules", f"a regular expression: {error}") from error
+        if value:
+            _check_pattern(reader, "target_modules", value)
         return value
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise reader.error("target_modules", "a list of module names, or one regular expression")
     return tuple(value)
 
 
-def _expression(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})$"
+@functools.lru_cache(maxsize=4 * MAX_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """As peft looks a pattern up: it names the end of a module's name."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _key(patterns: Mapping[str, Any], module: str) -> str:
     """The first pattern that fits the end of the module's name, as peft looks it up."""
-    return next((pattern for pattern in patterns if re.match(_expression(pattern), module)), module)
+    return next((pattern for pattern in patterns if _compiled(pattern).match(module)), module)
 
 
 def check_known(config: AdapterConfig, found: list[str], known: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -60,7 +61,8 @@ class ConfigReader:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(field, "a number")
-        if not math.isfinite(value) or not above < value <= maximum:
+        # An integer of JSON may be more than any float.
+        if not above < value <= min(maximum, sys.float_info.max):
             limit = "" if maximum == math.inf else f" and at most {maximum:g}"
             raise self.error(field, f"a finite number above {above:g}{limit}")
         return float(value)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-MODEL_TYPE = "mobileicsa_early_exit_vit"
+from mobileicsa.models.exit_files import MODEL_TYPE
+
 INIT_DEVIATION = 0.02
 
 
@@ -72,11 +73,12 @@ class Attention(nn.Module):
         inner = heads * head_dim
         self.q, self.k, self.v = (nn.Linear(dim, inner) for _ in range(3))
         self.out = nn.Linear(inner, dim)
+        self.softmax = nn.Softmax(dim=-1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(batch, rows, dim) to the same."""
         q, k, v = (self._split(part(rows)) for part in (self.q, self.k, self.v))
-        weights = torch.softmax(q @ k.transpose(-1, -2) * self.scale, dim=-1)
+        weights = self.softmax(q @ k.transpose(-1, -2) * self.scale)
         mixed = (weights @ v).transpose(1, 2).flatten(2)
         result: Tensor = self.out(mixed)
         return result

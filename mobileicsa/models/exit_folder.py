@@ -8,15 +8,8 @@ from typing import Any
 from mobileicsa.core.errors import InputError
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.paths import inside
-from mobileicsa.models.early_exit_vit import MODEL_TYPE, ExitVit, ExitVitSpec
-
-CONFIG, WEIGHTS, EXITS = "config.json", "model.safetensors", "exits.json"
-
-
-def is_exit_folder(name: str) -> bool:
-    """Whether this names a folder whose config.json is of an early-exit model."""
-    config = Path(name) / CONFIG
-    return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE
+from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec
+from mobileicsa.models.exit_files import CONFIG, EXITS, MODEL_TYPE, WEIGHTS
 
 
 def read_model(folder: Path) -> ExitVit:

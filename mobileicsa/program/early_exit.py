@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileicsa.core.errors import UsageError
-from mobileicsa.program.backend import StageSession
+from mobileicsa.program.backend import Array, StageSession
 
 Floats = NDArray[np.float64]
 
@@ -81,16 +81,21 @@ class Decision:
     macs: int
 
 
-def stages_until(session: StageSession, names: Sequence[str], sample: Any, thresholds: Floats) -> list[Floats]:
-    """Logits (classes,) of the exits of one sample (channels, height, width) that are passed, the one taken last.
-
-    `names` of the stages; what one hands on goes to the next as it is.
-    """
+def walk(session: StageSession, names: Sequence[str], sample: Any) -> Iterator[list[Array]]:
+    """What each stage of `names` gives for one sample (channels, height, width), as the batch of it: logits, and what
+    goes to the next as it is. A stage runs when it is asked for."""
     handed = [np.asarray(sample, dtype=np.float32)[None]]
+    for name in names:
+        given = session.run(name, handed)
+        yield given
+        handed = given[1:]
+
+
+def stages_until(session: StageSession, names: Sequence[str], sample: Any, thresholds: Floats) -> list[Floats]:
+    """Logits (classes,) of the exits of one sample that are passed, the one taken last."""
     found: list[Floats] = []
-    for name, threshold in zip(names, thresholds, strict=True):
-        logits, *handed = session.run(name, handed)
-        found.append(logits[0].astype(np.float64))
+    for given, threshold in zip(walk(session, names, sample), thresholds, strict=False):
+        found.append(given[0][0].astype(np.float64))
         if softmax(found[-1]).max() >= threshold:
             break
     return found

@@ -7,8 +7,9 @@ so that a row's integers never change on their way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,13 +20,17 @@ from mobileicsa.core.errors import SchemeError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.models.early_exit_vit import Embedding, ExitVit, Stage
+from mobileicsa.models.primitive_vit import primitive_form
 from mobileicsa.program.backend import Array
+from mobileicsa.program.exact import DEQUANTIZE, QUANTIZE, run_exactly
 from mobileicsa.program.qdq import Dequantize, Quantize
+
+if TYPE_CHECKING:
+    from mobileicsa.quantize.pt2e_specs import Specs
 
 HISTORY = "history"
 ALL_EXITS = "all_exits"
-QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-DEQUANTIZE_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
+LOGITS = "linear"  # last part of the name of the linears that give them
 
 
 def stage_name(exit: int) -> str:
@@ -58,6 +63,14 @@ class PatchLinear(nn.Module):
         return torch.cat([self.cls.expand(batch, -1, -1), rows], dim=1) + self.position
 
 
+def patched(stage: Stage) -> bool:
+    """Whether the stage has an embedding, which is then a linear."""
+    if stage.embed is None:
+        return False
+    stage.embed = PatchLinear(stage.embed)  # type: ignore[assignment]
+    return True
+
+
 class BorderedStage(nn.Module):
     """A stage between its borders; the last one gives logits (1, classes) alone, another (logits, state, history)."""
 
@@ -65,9 +78,7 @@ class BorderedStage(nn.Module):
         super().__init__()
         exit = stage.exit
         self.stage = stage
-        if isinstance(stage.embed, Embedding):
-            stage.embed = PatchLinear(stage.embed)  # type: ignore[assignment]
-        else:
+        if not patched(stage):
             self.load_state = Dequantize(borders[border_name(exit - 1)])
             self.load_history = Dequantize(borders[HISTORY])
         if not stage.last:
@@ -110,27 +121,47 @@ class ExitProgram:
     stages: list[fx.GraphModule]
 
     def run(self, exit: int, handed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return tuple(self.stages[exit](*handed))
+        return run_exactly(self.stages[exit], handed)
 
 
-def quantize_exits(model: ExitVit, inputs: Tensor, scheme: QuantScheme) -> ExitProgram:
+def quantize_exits(model: ExitVit, inputs: Tensor, scheme: QuantScheme, *, primitive: bool = False) -> ExitProgram:
     """Quantise each stage on what the quantised ones before it hand on of `inputs` (samples, channels, h, w).
 
-    Needs torchao.
+    `primitive`: norms and softmax taken apart, every edge inside encoded too, for integer-only compilers; weights and
+    borders are the same. Needs torchao.
     """
+    from mobileicsa.quantize.pt2e_specs import SchemeSpecs
+
+    specs, samples = SchemeSpecs(scheme), [(each[None],) for each in inputs]
+    borders = border_encodings(model, inputs, scheme)
+    return quantized_stages(model, borders, samples, lambda exit: specs, primitive=primitive)
+
+
+def quantized_stages(
+    model: ExitVit,
+    borders: dict[str, TensorEncoding],
+    samples: Sequence[tuple[Tensor, ...]],
+    specs_of: Callable[[int], Specs],
+    *,
+    primitive: bool,
+) -> ExitProgram:
+    """`samples`: what stage 0 takes of each; `specs_of` a stage: its encodings."""
     from mobileicsa.quantize.pt2e import SchemeQuantizer, quantize_module
 
-    borders = border_encodings(model, inputs, scheme)
-    handed: list[tuple[Tensor, ...]] = [(each[None],) for each in inputs]
-    stages = []
+    form = primitive_form(model) if primitive else model
+    handed, stages = list(samples), []
     for exit in range(len(model.spec.exits)):
-        bordered = BorderedStage(model.stage(exit), borders)
-        graph = quantize_module(bordered, handed, SchemeQuantizer(scheme, logits="linear"))
+        bordered = BorderedStage(form.stage(exit), borders)
+        quantizer = SchemeQuantizer(specs_of(exit), LOGITS, primitive=primitive)
+        graph = quantize_module(bordered, handed, quantizer)
         with torch.no_grad():
             handed = [tuple(graph(*each)[1:]) for each in handed]
         stages.append(graph)
-    return ExitProgram(borders=borders, stages=stages, first_blocks=(0, *model.spec.exits[:-1]))
+    return ExitProgram(borders=borders, stages=stages, first_blocks=first_blocks(model))
+
+
+def first_blocks(model: ExitVit) -> tuple[int, ...]:
+    return (0, *model.spec.exits[:-1])
 
 
 def border_encodings(model: ExitVit, inputs: Tensor, scheme: QuantScheme) -> dict[str, TensorEncoding]:
@@ -148,15 +179,16 @@ def border_encodings(model: ExitVit, inputs: Tensor, scheme: QuantScheme) -> dic
     return {name: activation(low, high, bits, mantissa) for name, (low, high) in ranges.items()}
 
 
-def export_stages(program: ExitProgram, example: Tensor) -> dict[str, ExportedProgram]:
-    """Each stage by name, and ALL_EXITS; `example` is an input (1, channels, height, width)."""
+def export_stages(program: ExitProgram, example: Tensor, *, all_exits: bool = True) -> dict[str, ExportedProgram]:
+    """Each stage by name, and ALL_EXITS unless not wanted; `example` is an input (1, channels, height, width)."""
     handed: tuple[Tensor, ...] = (example,)
     exported = {}
     with torch.no_grad():
         for exit, stage in enumerate(program.stages):
             exported[stage_name(exit)] = torch.export.export(stage, handed, strict=False)
             handed = program.run(exit, handed)[1:]
-        exported[ALL_EXITS] = torch.export.export(AllExits(program.stages), (example,), strict=False)
+        if all_exits:
+            exported[ALL_EXITS] = torch.export.export(AllExits(program.stages), (example,), strict=False)
     return exported
 
 
@@ -165,40 +197,68 @@ def edges_of(program: ExitProgram) -> dict[str, TensorEncoding]:
     found = dict(program.borders)
     for exit, stage in enumerate(program.stages):
         for node in stage.graph.nodes:
-            if node.target is QUANTIZE and node.args[0].op == "call_function":
+            if node.target is QUANTIZE and _computed(node.args[0]):
                 scale, zero, _, _, dtype = node.args[1:]
                 encoding = TensorEncoding(bits=torch.iinfo(dtype).bits, scale=(scale,), zero_point=(zero,))
                 found[f"{stage_name(exit)}/{node.args[0].name}"] = encoding
     return found
 
 
+class FloatStage(nn.Module):
+    """A stage of the float model, with what a quantised one takes and gives."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        patched(stage)
+        self.stage = stage
+
+    def forward(self, state: Tensor, history: Tensor | None = None) -> tuple[Tensor, ...]:
+        given = self.stage(state, history)
+        return tuple(given[:1] if self.stage.last else given)
+
+
+def export_float_stages(model: ExitVit, example: Tensor) -> dict[str, ExportedProgram]:
+    """Each stage of the float model by name."""
+    handed: tuple[Tensor, ...] = (example,)
+    exported = {}
+    with torch.no_grad():
+        for exit in range(len(model.spec.exits)):
+            stage = FloatStage(model.stage(exit))
+            exported[stage_name(exit)] = torch.export.export(stage, handed, strict=False)
+            handed = stage(*handed)[1:]
+    return exported
+
+
+def _computed(node: fx.Node) -> bool:
+    """Neither an input nor a border that is written with an encoding of its own."""
+    return node.op == "call_function" and node.target is not DEQUANTIZE
+
+
 def weights_of(program: ExitProgram) -> tuple[dict[str, WeightEncoding], dict[str, Tensor]]:
     """Encodings and integers (with `<name>.scale`) of the weights by the model's names; one for all their uses."""
-    from mobileicsa.quantize.pt2e import module_path
-
     encodings: dict[str, WeightEncoding] = {}
     tensors: dict[str, Tensor] = {}
     for first, stage in zip(program.first_blocks, program.stages, strict=True):
-        for node in stage.graph.nodes:
-            if node.target is not DEQUANTIZE_CHANNEL:
-                continue
-            for user in node.users:
-                name = _model_name(module_path(user).removeprefix("stage."), first) + ".weight"
-                integers, scale = (getattr(stage, str(argument.target)) for argument in node.args[:2])
-                if name in tensors and not torch.equal(tensors[name], integers):
-                    raise SchemeError(f"{name}: has other integers in another stage")
-                encodings[name] = WeightEncoding(bits=4 if node.args[5] == 7 else 8)
-                tensors[name], tensors[f"{name}.scale"] = integers.clone(), scale.clone()
+        for linear in stage.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+            name, weight = weight_name(linear, first), linear.args[1]
+            integers, scale = (getattr(stage, str(argument.target)) for argument in weight.args[:2])
+            if name in tensors and not torch.equal(tensors[name], integers):
+                raise SchemeError(f"{name}: has other integers in another stage")
+            encodings[name] = WeightEncoding(bits=4 if weight.args[5] == 7 else 8)
+            tensors[name], tensors[f"{name}.scale"] = integers.clone(), scale.clone()
     return encodings, tensors
 
 
-def _model_name(path: str, first_block: int) -> str:
-    """A stage counts its own blocks from 0."""
+def weight_name(linear: fx.Node, first_block: int) -> str:
+    """The model's name of a linear's weight; a stage counts its own blocks from 0."""
+    from mobileicsa.quantize.pt2e import module_path
+
+    path = module_path(linear).removeprefix("stage.")
     room, _, rest = path.partition(".")
     if room != "blocks":
-        return path
+        return f"{path}.weight"
     number, _, rest = rest.partition(".")
-    return f"blocks.{first_block + int(number)}.{rest}"
+    return f"blocks.{first_block + int(number)}.{rest}.weight"
 
 
 class SimulatorStages:
@@ -208,7 +268,7 @@ class SimulatorStages:
         self._stages = {stage_name(exit): stage for exit, stage in enumerate(program.stages)}
 
     def run(self, name: str, inputs: Sequence[Array]) -> list[Array]:
-        with torch.no_grad():
-            return [value.numpy() for value in self._stages[name](*(torch.from_numpy(each) for each in inputs))]
+        found = run_exactly(self._stages[name], tuple(torch.from_numpy(each) for each in inputs))
+        return [value.numpy() for value in found]
 
     def close(self) -> None: ...

@@ -70,12 +70,13 @@ class Stateful(Conversation):
             cached = self.slots < positions
             if window is not None:
                 cached = cached & (positions - self.slots < window)
-            return torch.cat((cached, torch.ones(1, dtype=torch.bool)))[None, :]
+            return torch.cat((cached, torch.full((1,), True)))[None, :]
 
         cache = [getattr(self, f"cache_{i}_{kind}") for i in range(self.decoder.spec.num_layers) for kind in KINDS]
         x, new = self.run(token_ids, positions, cache, allowed)
         for whole, rows in zip(cache, (row for pair in new for row in pair), strict=True):
-            whole.index_copy_(2, position, rows)
+            # Not `index_copy_`, for which ExecuTorch would trace the whole program again, to decompose it to this.
+            torch.ops.aten.index_put_(whole, [None, None, position], rows)
         logits: Tensor = self.decoder.head(x)
         return logits
 

@@ -1,112 +1,59 @@
-"""Any module quantised by torchao's PT2E: which tensors of an exported graph get an encoding, and which one.
+"""Any module quantised by torchao's PT2E: which tensors of an exported graph get an encoding.
 
-Ranges become encodings by `core.encoding`, the same functions that a decoder's plan is made with.
+Which one each gets is asked of `Specs` (quantize/pt2e_specs.py): ranges that observers see, or a plan made before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 
-from mobileicsa.core.encoding import activation, symmetric
-from mobileicsa.core.scheme import QuantScheme
+from mobileicsa.quantize.pt2e_specs import Specs
 
 aten = torch.ops.aten
+DEQUANTIZE_CHANNEL = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 # Role of what a linear gives, by the last part of its module's name; "mlp" for others.
 LINEAR_ROLES = {"q": "qkv", "k": "kv", "v": "kv", "out": "branch", "down": "branch", "patch": "branch"}
-# Role of what an operator gives.
+# Role of what an operator gives. Products are scores, or inside a norm that is taken apart: 16 bits both.
 OPERATOR_ROLES: dict[object, str] = {
     aten.add.Tensor: "residual",
     aten.cat.default: "residual",
     aten.mul.Tensor: "scores",
     aten.softmax.int: "probs",
+    aten.sub.Tensor: "internal",
+    aten.sum.dim_IntList: "internal",
+    aten.sqrt.default: "internal",
+    aten.reciprocal.default: "internal",
+    aten.exp.default: "internal",
 }
-DTYPES = {8: torch.int8, 16: torch.int16}
-CLIPS = tuple(1.0 - 0.05 * step for step in range(11))
-
-
-class RangeObserver(MinMaxObserver):  # type: ignore[misc]
-    """Smallest and largest value seen, as an encoding of `bits` bits."""
-
-    def __init__(self, *, bits: int, mantissa_bits: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.bits, self.mantissa_bits = bits, mantissa_bits
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        found = activation(float(self.min_val), float(self.max_val), self.bits, self.mantissa_bits)
-        return torch.tensor(found.scale), torch.tensor(found.zero_point)
-
-
-class PerChannelWeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
-    """Symmetric scales of the rows of a weight (out, in): those of `CLIPS` of the largest value that err least."""
-
-    def __init__(self, *, bits: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.bits = bits
-        self.weight: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight is None:  # it never changes
-            self.weight = x.detach()
-            super().forward(x)
-        return x
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        assert self.weight is not None
-        weight, limit = self.weight.to(torch.float32), 2 ** (self.bits - 1) - 1
-        largest = weight.abs().amax(dim=1)
-        best = torch.full_like(largest, torch.inf)
-        chosen = torch.ones_like(largest)
-        for clip in CLIPS:
-            scale = torch.tensor(symmetric((largest * clip).tolist(), self.bits, axis=0).scale)[:, None]
-            error = ((weight / scale).round().clamp(-limit, limit) * scale - weight).square().sum(dim=1)
-            better = error < best
-            best = torch.where(better, error, best)
-            chosen = torch.where(better, scale[:, 0], chosen)
-        return chosen, torch.zeros_like(chosen, dtype=torch.int64)
+# Operators of which an operand may be one of the graph's own constants.
+WITH_CONSTANTS = (aten.add.Tensor, aten.mul.Tensor, aten.cat.default)
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates linears (input, weight, output), sums, concatenations and attention by a scheme's bits for each role.
+    """Annotates linears (input, weight, output), sums, concatenations, attention, and what norms are made of.
 
-    Norms, softmax and GELU stay float regions between encoded tensors, as on every fused target. `logits`: the last
-    part of the name of the linears that give logits.
+    A norm, a softmax or a GELU that is one operator stays a float region between encoded tensors, as on every fused
+    target. `primitive`: constants get an encoding too, so that nothing real-valued is left where the graph has no such
+    operator. `logits`: the last part of the name of the linears that give logits.
     """
 
-    def __init__(self, scheme: QuantScheme, logits: str) -> None:
+    def __init__(self, specs: Specs, logits: str, *, primitive: bool) -> None:
         super().__init__()
-        self.scheme, self.roles = scheme, {**LINEAR_ROLES, logits: "logits"}
-        specs: dict[str, QuantizationSpec] = {}
-        self._spec: Callable[[str], QuantizationSpec] = lambda role: specs.setdefault(role, self._made(role))
-        bits, limit = scheme.weight_bits, 2 ** (scheme.weight_bits - 1) - 1
-        self.weight = QuantizationSpec(
-            dtype=torch.int8,
-            quant_min=-limit,
-            quant_max=limit,
-            qscheme=torch.per_channel_symmetric,
-            ch_axis=0,
-            observer_or_fake_quant_ctr=PerChannelWeightObserver.with_args(bits=bits),
-        )
-
-    def _made(self, role: str) -> QuantizationSpec:
-        bits = self.scheme.bits(role)
-        observer = RangeObserver.with_args(bits=bits, mantissa_bits=self.scheme.mantissa_bits(role))
-        return QuantizationSpec(
-            dtype=DTYPES[bits],
-            quant_min=-(2 ** (bits - 1)),
-            quant_max=2 ** (bits - 1) - 1,
-            qscheme=torch.per_tensor_affine,
-            is_dynamic=False,
-            observer_or_fake_quant_ctr=observer,
-        )
+        self.specs, self.roles, self.primitive = specs, {**LINEAR_ROLES, logits: "logits"}, primitive
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         for node in model.graph.nodes:
@@ -114,22 +61,44 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                 continue
             if node.target is aten.linear.default:
                 self._linear(node)
-            elif node.target in OPERATOR_ROLES:
-                self._annotate(node, {}, self._spec(OPERATOR_ROLES[node.target]))
+            elif node.target is aten.amax.default:
+                # The largest of some integers is one of them.
+                _annotate(node, {}, SharedQuantizationSpec(node.args[0]))
+            elif node.target in OPERATOR_ROLES and not _read_by_linears(node):
+                _annotate(node, self._constants(node), self.specs.tensor(node, OPERATOR_ROLES[node.target]))
+            elif node.target in WITH_CONSTANTS:
+                _annotate(node, self._constants(node), None)
         return model
 
     def _linear(self, node: fx.Node) -> None:
+        x, weight, *_ = node.all_input_nodes
         role = self.roles.get(module_path(node).rpartition(".")[2], "mlp")
-        inputs = {node.args[0]: self._spec("norm_out"), node.args[1]: self.weight}
-        self._annotate(node, inputs, self._spec(role))
+        inputs = {x: self.specs.tensor(x, "norm_out"), weight: self.specs.weight(node)}
+        _annotate(node, inputs, self.specs.tensor(node, role))
 
-    @staticmethod
-    def _annotate(node: fx.Node, inputs: dict[Any, QuantizationSpec], output: QuantizationSpec) -> None:
-        node.meta["quantization_annotation"] = QuantizationAnnotation(
-            input_qspec_map=inputs, output_qspec=output, _annotated=True
-        )
+    def _constants(self, node: fx.Node) -> dict[fx.Node, QuantizationSpecBase]:
+        if not self.primitive or node.target not in WITH_CONSTANTS:
+            return {}
+        return {source: self.specs.constant() for source in node.all_input_nodes if _constant(source)}
 
     def validate(self, model: fx.GraphModule) -> None: ...
+
+
+def _annotate(node: fx.Node, inputs: dict[Any, Any], output: QuantizationSpecBase | None) -> None:
+    node.meta["quantization_annotation"] = QuantizationAnnotation(
+        input_qspec_map=inputs, output_qspec=output, _annotated=True
+    )
+
+
+def _read_by_linears(node: fx.Node) -> bool:
+    """The encoding of a linear's input is then the only one it needs."""
+    return all(user.target is aten.linear.default for user in node.users)
+
+
+def _constant(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_constant, node.all_input_nodes))
 
 
 def module_path(node: fx.Node) -> str:
@@ -150,20 +119,38 @@ def quantize_module(
         for each in arguments:
             prepared(*each)
         converted: fx.GraphModule = convert_pt2e(prepared)
-        _round_biases(converted)
+        _round_biases(converted, integers=quantizer.primitive)
     return converted
 
 
-def _round_biases(graph: fx.GraphModule) -> None:
+def _round_biases(graph: fx.GraphModule, *, integers: bool) -> None:
     """Biases become multiples of scale(input) * scale(weight), as integer kernels round them anyway: now all runtimes
-    add the same number. A linear that is called with several input scales has a bias for each call."""
+    add the same number. A linear that is called with several input scales has a bias for each call. They are kept as
+    `integers` and dequantised where nothing real-valued may be left."""
     for index, node in enumerate(graph.graph.find_nodes(op="call_function", target=aten.linear.default)):
         x, weight, bias = node.args
         step = attrgetter(weight.args[1].target)(graph).double() * x.args[1]
         value = attrgetter(bias.target)(graph)
-        name = f"rounded_bias_{index}"
-        graph.register_buffer(name, ((value.double() / step).round() * step).to(value.dtype))
+        codes = (value.double() / step).round()
         with graph.graph.inserting_before(node):
-            node.replace_input_with(bias, graph.graph.get_attr(name))
+            if integers:
+                rounded = _dequantized(graph, f"bias_{index}", codes, step)
+            else:
+                graph.register_buffer(f"rounded_bias_{index}", (codes * step).to(value.dtype))
+                rounded = graph.graph.get_attr(f"rounded_bias_{index}")
+            node.replace_input_with(bias, rounded)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _dequantized(graph: fx.GraphModule, name: str, codes: Tensor, step: Tensor) -> fx.Node:
+    limits = torch.iinfo(torch.int32)
+    parts = {
+        f"{name}_codes": codes.clamp(limits.min, limits.max).to(torch.int32),
+        f"{name}_scale": step.to(torch.float32),
+        f"{name}_zero": torch.zeros(step.shape, dtype=torch.int64),
+    }
+    for part, tensor in parts.items():
+        graph.register_buffer(part, tensor)
+    nodes = [graph.graph.get_attr(part) for part in parts]
+    return graph.graph.call_function(DEQUANTIZE_CHANNEL, (*nodes, 0, limits.min, limits.max, torch.int32))

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mobileicsa.artifact import layout
+from mobileicsa.artifact.manifest import DECODER, EARLY_EXIT
 from mobileicsa.io.json_file import read_json, write_json
+from mobileicsa.report.exit_page import write_exit_page
 from mobileicsa.report.html import write_report
+
+PAGES = {DECODER: write_report, EARLY_EXIT: write_exit_page}
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -66,4 +70,9 @@ def calibration_facts(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, report: dict[str, Any]) -> None:
     write_json(folder / layout.REPORT, report)
-    write_report(folder)
+    write_page(folder)
+
+
+def write_page(folder: Path) -> None:
+    """Write (again) what people read of an artifact, from its report.json."""
+    PAGES[read_report(folder).get("kind", DECODER)](folder)

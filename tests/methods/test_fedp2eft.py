@@ -10,14 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from schema import read_result
-from tiny_artifact import write_checkpoint
+from tiny_artifact import TEXT, write_checkpoint
 
 from mobileicsa.api import run_method
+from mobileicsa.artifact import golden, plan_build
+from mobileicsa.artifact.model import QuantizedModel
+from mobileicsa.cli.main import execute
 from mobileicsa.core.errors import EnvironmentFault, InputError
+from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.methods.fedp2eft.budget import uniform_mask
-from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, fine_tune, start_adapters
+from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, draw_factors, fine_tune, start_adapters
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
+from mobileicsa.methods.fedp2eft.federation import federate
 from mobileicsa.methods.fedp2eft.method import _files
 from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS
 from mobileicsa.methods.fedp2eft.tail import Tail
@@ -72,18 +77,82 @@ def test_the_adapters_are_for_the_whole_base_in_stock_peft(finished: Path, base:
     assert len(set(adapter.ranks.values())) > 1 or len(adapter.ranks) < 7, "as uniform as without a generator"
     # The route reads the same updates.
     route = read_adapter(folder, read_spec(open_checkpoint(str(base))))
-    for name, pair in adapter.pairs.items():
-        torch.testing.assert_close(route.updates[name].up @ route.updates[name].down, pair.update())
-    assert set(route.updates) == set(adapter.pairs)
+    for name, update in adapter.updates.items():
+        torch.testing.assert_close(route.updates[name].product(), update.product())
+    assert set(route.updates) == set(adapter.updates)
     ids = torch.arange(5, 25).view(2, 10)
     merged = stock_model(base)
-    weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.pairs}
+    weights = {name: merged.get_submodule(name).weight.detach() for name in adapter.updates}
     for name, weight in adapter.merge(weights).items():
         merged.get_submodule(name).weight.data = weight
     with torch.no_grad():
         loaded, expected = stock_model(base, folder)(ids).logits, merged(ids).logits
     assert not torch.equal(expected, stock_model(base)(ids).logits)
     torch.testing.assert_close(loaded, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_two_adapters_stand_beside_one_integer_base(
+    finished: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`quantize --adapter A --adapter B` and `run --adapter NAME`, on the simulator alone."""
+    bare = Target(name="bare", description="", backends=(), context=64, prefill_chunk=8)
+    monkeypatch.setattr(plan_build, "find_target", lambda name: bare)
+    monkeypatch.setattr(golden, "PROMPTS", golden.PROMPTS[:2])
+    (tmp_path / "calibration.txt").write_text(TEXT)
+    names = ("unseen-de", "unseen-hi")
+    adapters = [argument for name in names for argument in ("--adapter", str(finished / "adapters" / name))]
+    request = ["quantize", "--model", str(base), "--scheme", "w8a8", "--recipe", "minmax", "--output"]
+    request += [str(tmp_path / "out"), "--calibration", str(tmp_path / "calibration.txt"), *adapters]
+    # Two clients of two steps: what matters here is that they are told apart.
+    request += ["--max-adapter-saturation", "1", "calibration.samples=2", "calibration.length=32", "--json"]
+
+    def command(*arguments: str) -> Any:
+        capfd.readouterr()
+        assert execute(list(arguments)) == 0
+        return json.loads(capfd.readouterr().out)
+
+    assert command(*request, "--dry-run")["adapters"] == list(names)
+    command(*request)
+    ask = ["run", str(tmp_path / "out"), "--prompt", "The dog", "--max-new-tokens", "4", "--json"]
+    for chosen in ((), ("--adapter", "unseen-de"), ("--adapter", "unseen-hi")):
+        assert command(*ask, *chosen)["token_ids"]
+    model = QuantizedModel.from_pretrained(tmp_path / "out", backend="simulator")
+    logits = []
+    for name in (None, *names, None):
+        model.use_adapter(name)
+        logits.append(torch.cat(list(model.logit_chunks([5, 6, 7]))))
+    assert (logits[0] == logits[3]).all()
+    assert not (logits[0] == logits[1]).all()
+    assert not (logits[1] == logits[2]).all()
+
+
+def test_dropped_updates_are_counted(finished: Path) -> None:
+    document = read_result(finished)
+    config = SIZES["smoke"]
+    assert document["metrics"]["rejected_updates"]["per_seed"] == [0.0, 0.0]
+    for trial in json.loads((finished / document["artifacts"]["trials"]).read_text())["fedp2eft"]:
+        assert trial["updates"] == {
+            "accepted": config.rounds * config.per_round,
+            "rejected": 0,
+            "failed_rounds": 0,
+        }
+
+
+def test_a_broken_client_is_dropped_and_counted(world: tuple[World, Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    w, config = world
+    calls: list[int] = []
+
+    def follow(generator: Any, *arguments: Any, **named: Any) -> float:
+        calls.append(len(calls))
+        if calls[-1] == 1:
+            generator.last.bias.data.fill_(float("nan"))
+        return 0.0
+
+    monkeypatch.setattr("mobileicsa.methods.fedp2eft.federation.follow", follow)
+    state, counts = federate(w, config, 0, lambda: None)
+    assert counts["rejected"] == counts["rejected_not_finite"] == 1
+    assert counts["accepted"] == config.rounds * config.per_round - 1
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_the_generator_is_written(finished: Path) -> None:
@@ -111,7 +180,7 @@ def test_what_is_trained_on_the_tail_is_what_stock_peft_computes(
     mask[0] = False  # a module without adapter, and ranks that differ
     mask[3, 3] = True
     allocation = Allocation(mask=mask, scales=torch.rand(mask.shape) + 0.5, factor=2.0)
-    adapters = fine_tune(w, client, allocation, config, 0.05, 7)
+    adapters = fine_tune(w, client, draw_factors(w, config.rank, 7), allocation, config, 0.05, 7)
     as_peft(w, adapters).save(tmp_path / "adapter")
     with w.adapted(adapters), torch.no_grad():
         ours = w.decoder.head.norm(w.tail(client.test.hidden)) @ w._head.T
@@ -137,9 +206,11 @@ def test_a_tail_without_adapters_is_the_decoder(base: Path) -> None:
 
 def test_kept_ranks_start_alike_whatever_else_is_kept(world: tuple[World, Config]) -> None:
     w, config = world
-    ones = torch.ones(len(w.costs), config.rank)
+    ones, factors = torch.ones(len(w.costs), config.rank), draw_factors(w, config.rank, 3)
     few, all_ = (
-        start_adapters(w, Allocation(mask=uniform_mask(len(w.costs), config.rank, kept), scales=ones, factor=1.0), 3)
+        start_adapters(
+            w, factors, Allocation(mask=uniform_mask(len(w.costs), config.rank, kept), scales=ones, factor=1.0)
+        )
         for kept in (1, config.rank)
     )
     for a, b in zip(few, all_, strict=True):

@@ -116,6 +116,6 @@ def test_a_scaled_adapter_folds_into_plain_lora() -> None:
     slot, x = Slot(linear), torch.randn(3, 6, generator=SEED)
     before = slot(x)
     slot.adapter = Adapter(initial_a(2, 6, SEED), torch.randn(4, 2, generator=SEED), torch.tensor([0.5, 3.0]), 2.0)
-    torch.testing.assert_close(slot(x), before + x @ slot.adapter.pair().update().T)
+    torch.testing.assert_close(slot(x), before + x @ slot.adapter.update().product().T)
     slot.adapter = None
     assert torch.equal(slot(x), before)

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from tiny_artifact import write_checkpoint
 
 from mobileicsa.core.errors import InputError
-from mobileicsa.methods.peft_vector import LoraPair, PeftVector
-from mobileicsa.models.adapter import CONFIG_FILE, TENSOR_FILE
+from mobileicsa.methods.peft_vector import PeftVector
+from mobileicsa.models.adapter import LowRank
+from mobileicsa.models.adapter_config import CONFIG_FILE
+from mobileicsa.models.adapter_tensors import TENSOR_FILE
 
 # Module -> (rank, out, in) in the tiny Llama.
 SHAPES = {
@@ -29,11 +31,11 @@ Q, K, DOWN = SHAPES
 
 def make(seed: int = 0, **more: Any) -> PeftVector:
     draw = torch.Generator().manual_seed(seed)
-    pairs = {
-        name: LoraPair(a=torch.randn(r, inner, generator=draw), b=torch.randn(out, r, generator=draw))
+    updates = {
+        name: LowRank(torch.randn(r, inner, generator=draw), torch.randn(out, r, generator=draw))
         for name, (r, out, inner) in SHAPES.items()
     }
-    return PeftVector(pairs=pairs, **more)
+    return PeftVector(updates=updates, **more)
 
 
 def same(a: PeftVector, b: PeftVector) -> bool:
@@ -97,9 +99,9 @@ def test_what_peft_writes_reads_back_with_its_factors(tmp_path: Path) -> None:
     assert adapter.ranks == {
         f"model.layers.{i}.{m}": r for i in (0, 1) for m, r in (("mlp.down_proj", 2), ("self_attn.q_proj", 4))
     }
-    for name, pair in adapter.pairs.items():
+    for name, update in adapter.updates.items():
         delta = model.get_submodule(f"base_model.model.{name}").get_delta_weight("default")
-        torch.testing.assert_close(pair.update(), delta.detach(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(update.product(), delta.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_alpha_zero_warns_and_does_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,7 +109,7 @@ def test_alpha_zero_warns_and_does_nothing(tmp_path: Path, caplog: pytest.LogCap
     edit(tmp_path, lora_alpha=0, alpha_pattern={})
     with caplog.at_level(logging.WARNING):
         adapter = PeftVector.load(tmp_path)
-    assert all(not pair.update().any() for pair in adapter.pairs.values())
+    assert all(not update.product().any() for update in adapter.updates.values())
     assert "alpha is 0" in caplog.text
 
 
@@ -172,4 +174,4 @@ def test_another_base_is_refused_with_both_shapes() -> None:
 
 def test_an_adapter_without_modules_is_refused() -> None:
     with pytest.raises(InputError, match="no module"):
-        PeftVector(pairs={})
+        PeftVector(updates={})

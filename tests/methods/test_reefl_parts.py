@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.methods.loop import MovingMean
-from mobileicsa.methods.low_rank import add_low_rank, fold_low_rank
+from mobileicsa.methods.lora import fold_adapters, put_adapters
 from mobileicsa.methods.reefl.config import SMALL, ReeflConfig
 from mobileicsa.methods.reefl.losses import all_teach_all, best_exit_teaches, last_exit, ramp
 from mobileicsa.methods.reefl.models import build, read, write
@@ -108,7 +108,7 @@ def test_a_regime_trains_its_own_parameters(regime: str, kinds: set[str]) -> Non
     _, learned = build(SPEC, {}, replace(SMALL, regime=regime), 0)  # type: ignore[arg-type]
     assert {name.partition(".")[0] for name in learned} == kinds
     if regime == "lora":
-        assert all(".lora_" in name for name in learned if name.startswith("blocks"))
+        assert all(".adapter." in name for name in learned if name.startswith("blocks"))
 
 
 def test_lora_starts_as_the_model_and_folds_into_it() -> None:
@@ -116,15 +116,15 @@ def test_lora_starts_as_the_model_and_folds_into_it() -> None:
     model = ExitVit(SPEC).eval()
     inputs = torch.randn(2, 1, 8, 8)
     names, before = set(model.state_dict()), model(inputs)[-1]
-    add_low_rank(model, ("q", "v"), 2, 4.0)
+    put_adapters(model, ("q", "v"), 2, 4.0)
     torch.testing.assert_close(model(inputs)[-1], before)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("lora_b"):
+            if name.endswith("adapter.b"):
                 parameter.normal_()
     adapted = model(inputs)[-1]
     assert not torch.allclose(adapted, before, atol=1e-3)
-    fold_low_rank(model)
+    fold_adapters(model)
     assert set(model.state_dict()) == names
     torch.testing.assert_close(model(inputs)[-1], adapted, atol=1e-5, rtol=1e-4)
 

@@ -16,6 +16,9 @@ from mobileicsa.methods.loop import Diverged, batches, fit
 from mobileicsa.methods.lora import Adapter, initial_a
 from mobileicsa.methods.peft_vector import PeftVector
 
+# A (rank, in) of every linear, untrained.
+Factors = tuple[Tensor, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
@@ -33,21 +36,32 @@ def training_batches(client: Client, size: int, steps: int, seed: int) -> Iterat
     return (client.train.take(next(indices)) for _ in range(steps))
 
 
-def learn_scales(world: World, client: Client, start: Tensor, config: Config, steps: int, seed: int) -> Tensor:
-    """Stage 1: LoRA of full rank and its scales (modules, rank), which start at `start`, learned together.
+def draw_factors(world: World, rank: int, seed: int) -> Factors:
+    """A (rank, in) of every linear; one draw for a whole federation.
 
-    The LoRA weights are thrown away; the scales are clamped to their range.
+    All clients, rounds and variants start from it, so that a rank is a direction of its module's input: what is learned
+    of it in a round on one client says something of the next round, and of another client.
     """
     draw = torch.Generator().manual_seed(seed)
+    return tuple(initial_a(rank, inputs, draw) for _, inputs in world.shapes)
+
+
+def learn_scales(
+    world: World, client: Client, factors: Factors, start: Tensor, config: Config, steps: int, seed: int
+) -> Tensor:
+    """Stage 1: LoRA of full rank and its scales (modules, rank), which start at `start`, learned together.
+
+    The LoRA weights are thrown away; the scales are clamped to their range. `seed` is that of the batches.
+    """
     leaf = nn.Parameter(start.detach().clone().to(world.device))
     adapters = [
         Adapter(
-            initial_a(config.rank, inputs, draw).to(world.device),
+            a.clone().to(world.device),
             torch.zeros(outputs, config.rank, device=world.device),
             torch.ones(config.rank, device=world.device),
             config.factor,
         )
-        for outputs, inputs in world.shapes
+        for (outputs, _), a in zip(world.shapes, factors, strict=True)
     ]
     weights = [parameter for adapter in adapters for parameter in (adapter.a, adapter.b)]
     optimizer = torch.optim.AdamW(
@@ -77,10 +91,10 @@ def learn_scales(world: World, client: Client, start: Tensor, config: Config, st
 
 
 def fine_tune(
-    world: World, client: Client, allocation: Allocation, config: Config, rate: float, seed: int
+    world: World, client: Client, factors: Factors, allocation: Allocation, config: Config, rate: float, seed: int
 ) -> list[Adapter | None]:
     """An adapter a linear (None where no rank is kept), trained for `config.steps` with fixed scales."""
-    adapters = start_adapters(world, allocation, seed)
+    adapters = start_adapters(world, factors, allocation)
     weights = [parameter for adapter in adapters if adapter is not None for parameter in (adapter.a, adapter.b)]
     if weights and config.steps:
         optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
@@ -89,20 +103,18 @@ def fine_tune(
     return adapters
 
 
-def start_adapters(world: World, allocation: Allocation, seed: int) -> list[Adapter | None]:
+def start_adapters(world: World, factors: Factors, allocation: Allocation) -> list[Adapter | None]:
     """Untrained adapters; a kept rank has the same row of A whatever else is kept."""
-    draw = torch.Generator().manual_seed(seed)
-    ranks = allocation.mask.shape[1]
     adapters: list[Adapter | None] = []
-    for (outputs, inputs), mask, scales in zip(world.shapes, allocation.mask, allocation.scales, strict=True):
-        a, kept = initial_a(ranks, inputs, draw)[mask], int(mask.sum())
-        b = torch.zeros(outputs, kept)
-        adapter = Adapter(a, b, scales[mask].clone(), allocation.factor).to(world.device)
-        adapters.append(adapter if kept else None)
+    places = zip(world.shapes, factors, allocation.mask, allocation.scales, strict=True)
+    for (outputs, _), a, mask, scales in places:
+        kept = int(mask.sum())
+        adapter = Adapter(a[mask], torch.zeros(outputs, kept), scales[mask].clone(), allocation.factor)
+        adapters.append(adapter.to(world.device) if kept else None)
     return adapters
 
 
 def as_peft(world: World, adapters: Sequence[Adapter | None]) -> PeftVector:
     """The adapter for the whole base; InputError where no module has any."""
-    pairs = {name: a.pair() for name, a in zip(world.names, adapters, strict=True) if a is not None}
-    return PeftVector(pairs=pairs, base=world.base_name, base_identity=world.base_identity)
+    updates = {name: a.update() for name, a in zip(world.names, adapters, strict=True) if a is not None}
+    return PeftVector(updates=updates, base=world.base_name, base_identity=world.base_identity)

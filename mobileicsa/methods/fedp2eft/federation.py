@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.methods.federated import Server, simulate
-from mobileicsa.methods.fedp2eft.client import learn_scales
+from mobileicsa.methods.fedp2eft.client import draw_factors, learn_scales
 from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.generator import Generator, follow, from_state, standardise
 from mobileicsa.methods.fedp2eft.strategies import generated
@@ -20,8 +20,11 @@ from mobileicsa.methods.updates import Arrays, Guard, Update
 MAX_STEP_RATIO = 1e7
 
 
-def federate(world: World, config: Config, seed: int, tick: Callable[[], None]) -> dict[str, Tensor]:
-    """Rounds over the seen clients; the generator's state afterwards."""
+def federate(
+    world: World, config: Config, seed: int, tick: Callable[[], None]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Rounds over the seen clients; the generator's state afterwards, and how many updates were taken and dropped."""
+    factors = draw_factors(world, config.rank, seed)
     clients = {client.name: client for client in world.pool("seen")}
     draw = torch.Generator().manual_seed(seed)
     inputs = next(iter(clients.values())).features.numel()
@@ -36,15 +39,15 @@ def federate(world: World, config: Config, seed: int, tick: Callable[[], None]) 
 
     def fit(name: str, round: int, state: Arrays) -> Update:
         client, local = clients[name], from_state(_tensors(state), config.rank)
-        # Other batches and another A every round.
+        # Other batches every round.
         local_seed = int(np.random.default_rng([seed, round, *name.encode()]).integers(2**31))
         start = generated(local, client)
-        wanted = learn_scales(world, client, start, config, config.local_steps, local_seed)
+        wanted = learn_scales(world, client, factors, start, config, config.local_steps, local_seed)
         follow(local, client.features.cpu(), wanted, rate=config.generator_rate, steps=config.generator_steps)
         return Update(client=name, round=round, examples=client.examples, arrays=_arrays(local))
 
     simulate(server, list(clients), fit, rounds=config.rounds, per_round=config.per_round, seed=seed, tick=tick)
-    return _tensors(server.state)
+    return _tensors(server.state), server.counts()
 
 
 def _arrays(generator: Generator) -> dict[str, np.ndarray]:

@@ -39,6 +39,8 @@ class Generator(nn.Module):
 
     `center` and `spread` (inputs,) are the features' mean and deviation over the seen clients, averaged once before the
     first round: raw, as in the paper, clients' features differ by a few per cent, which so few rounds do not resolve.
+    The mean is put at 1, not at 0: what all clients share then comes through the features as fast as what tells them
+    apart, and not through the biases alone.
     Float32 throughout: in bfloat16 steps of its learning rate would vanish.
     """
 
@@ -57,7 +59,7 @@ class Generator(nn.Module):
             nn.init.constant_(linear.bias, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ((x - self.center) / self.spread).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+        x = 1 + ((x - self.center) / self.spread).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         y = self.last(self.activation(self.first(x)))
         return clamp_through(y).view(self.modules_ranks)
 

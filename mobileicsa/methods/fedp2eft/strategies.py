@@ -13,23 +13,34 @@ import torch
 from torch import Tensor
 
 from mobileicsa.methods.fedp2eft.budget import keep_largest, parameters, uniform_mask
-from mobileicsa.methods.fedp2eft.client import Allocation, learn_scales
+from mobileicsa.methods.fedp2eft.client import Allocation, Factors, learn_scales
 from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.generator import Generator
 from mobileicsa.methods.fedp2eft.world import Client, World
 
-METHOD, ADALORA = "fedp2eft", "adalora"
+METHOD, ADALORA, TUNED = "fedp2eft", "adalora", "uniform_tuned"
+# Scored on seen and on unseen clients; the others on unseen ones.
+CLAIMED = (METHOD, "uniform", "random", ADALORA, "bayestune")
+CONTROLS = ("unit_scales", "mean_scale")
+BASELINES = (*CLAIMED[1:], TUNED)
+VARIANTS = (METHOD, *BASELINES, *CONTROLS)
 # Stage 1 of a client that learns its scales alone, in steps of one that does so within a round.
 ALONE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a strategy goes by. `factor` is alpha / r, `seed` the client's own."""
+    """What a strategy goes by.
+
+    `factor` is alpha / r, `seed` the client's own; `alone` keeps the scales that clients of this seed learned by
+    themselves, by name, for they are the same at every budget.
+    """
 
     world: World
     config: Config
     generator: Generator
+    factors: Factors
+    alone: dict[str, Tensor]
     budget: int
     factor: float
     seed: int
@@ -53,10 +64,12 @@ def random(setting: Setting, client: Client) -> Allocation:
 
 def bayestune(setting: Setting, client: Client) -> Allocation:
     """Scales learned by this client alone, from the same start, for `ALONE` times as long."""
-    config = setting.config
-    start = torch.full((len(setting.world.costs), config.rank), config.start_scale)
-    steps = ALONE * config.local_steps
-    scales = learn_scales(setting.world, client, start, config, steps, setting.seed)
+    config, world = setting.config, setting.world
+    if client.name not in setting.alone:
+        start = torch.full((len(world.costs), config.rank), config.start_scale)
+        steps = ALONE * config.local_steps
+        setting.alone[client.name] = learn_scales(world, client, setting.factors, start, config, steps, setting.seed)
+    scales = setting.alone[client.name]
     return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
 
 
@@ -97,11 +110,9 @@ def _largest(setting: Setting, scores: Tensor) -> Tensor:
 STRATEGIES: Mapping[str, Strategy] = {
     METHOD: fedp2eft,
     "uniform": uniform,
-    "uniform_tuned": uniform,
+    TUNED: uniform,
     "random": random,
     "bayestune": bayestune,
     "unit_scales": unit_scales,
     "mean_scale": mean_scale,
 }
-VARIANTS = (METHOD, "uniform", "uniform_tuned", "random", ADALORA, "bayestune", "unit_scales", "mean_scale")
-BASELINES, CONTROLS = VARIANTS[1:6], VARIANTS[6:]

@@ -10,7 +10,7 @@ from torch import Tensor
 from mobileicsa.io.staging import Staging
 from mobileicsa.methods.base import Trial
 from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec
-from mobileicsa.models.exit_folder import CONFIG, EXITS, WEIGHTS
+from mobileicsa.models.exit_files import CONFIG, EXITS, WEIGHTS
 
 
 def write_model(staging: Staging, folder: str, task: str, trial: Trial) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.methods.loop import batches, cosine, fit
-from mobileicsa.methods.low_rank import add_low_rank
+from mobileicsa.methods.lora import put_adapters
 from mobileicsa.methods.reefl.config import ReeflConfig
 from mobileicsa.methods.reefl.data import SOURCES, Federation
 from mobileicsa.methods.tasks import Examples
@@ -71,10 +71,10 @@ def build(
         model.load_state_dict({**own, **{name: corner_of(start[name], own[name]) for name in own if name in start}})
         if config.regime == "lora":
             for block in model.blocks:
-                add_low_rank(block, LORA_TARGETS, config.lora_rank, config.lora_alpha)
+                put_adapters(block, LORA_TARGETS, config.lora_rank, config.lora_alpha)
     learned = {}
     for name, parameter in model.named_parameters():
-        learns = config.regime == "full" or name.startswith("exits.") or ".lora_" in name
+        learns = config.regime == "full" or name.startswith("exits.") or ".adapter." in name
         parameter.requires_grad_(learns)
         if learns:
             learned[name] = parameter

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobileicsa.methods.base import Tick
 from mobileicsa.methods.federated import Server, simulate
 from mobileicsa.methods.loop import MovingMean, batches, cosine, fit
-from mobileicsa.methods.low_rank import fold_low_rank
+from mobileicsa.methods.lora import fold_adapters
 from mobileicsa.methods.reefl.config import ReeflConfig
 from mobileicsa.methods.reefl.data import Federation
 from mobileicsa.methods.reefl.losses import ramp
@@ -75,7 +75,7 @@ class Clients:
         """All parameters of the whole model, LoRA folded in; afterwards the clients are of no more use."""
         model = self._filled(len(self.spec.exits), state)
         self._models.clear()
-        fold_low_rank(model)
+        fold_adapters(model)
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
     def _filled(self, exits: int, state: Arrays) -> ExitVit:
