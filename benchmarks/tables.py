@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.table import curves, side_by_side
+from benchmarks.speed.table import curves, side_by_side, summary
 from mobileicsa.artifact.layout import runtime_files
 
 ROOT = Path(__file__).parents[1]
@@ -226,6 +226,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "recipes": ("accuracy-smollm2-135m", recipes),
     "recipes_small": ("accuracy-small-llama", recipes),
     "speed": ("route-smollm2-135m", speed),
+    "speed_summary": ("speed-smollm2-135m", summary),
     "zero_shot": ("zero-shot-smollm2-135m", zero_shot),
 }
 

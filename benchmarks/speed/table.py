@@ -40,6 +40,27 @@ def side_by_side(result: dict[str, Any]) -> list[str]:
     return [*lines, *([""] if skipped else []), *skipped]
 
 
+def summary(result: dict[str, Any]) -> list[str]:
+    """The shorter prompt alone, fastest decoder first."""
+    prompt = min(result["rows"][0]["speed"], key=int)
+    rows = {row["name"]: row for row in result["rows"] if "perplexity" in row}
+    speeds = {name: row["speed"][prompt] for name, row in rows.items()}
+    lines = [
+        f"{result['model']}, {result['threads']} thread, prompt of {prompt} tokens, {result['generate_tokens']} "
+        f"generated, all in turns in one run; tokens a second, in brackets over {YARDSTICK} of the same turn.",
+        "",
+        "| | decode | prefill | peak RSS | files | perplexity |",
+        "|---" * 6 + "|",
+    ]
+    for name in sorted(rows, key=lambda n: speeds[n][KEYS[0]], reverse=True):
+        cells = [name, *(_speed(speeds[name], speeds.get(YARDSTICK), key) for key in KEYS)]
+        cells.append(f"{speeds[name]['peak_rss_bytes'] / 1e6:.0f} MB")
+        cells.append(f"{rows[name]['file_bytes'] / 1e6:.0f} MB" if rows[name]["file_bytes"] else "")
+        cells.append(f"{rows[name]['perplexity']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _speed(own: dict[str, Any], yardstick: dict[str, Any] | None, key: str) -> str:
     if yardstick is None:
         return f"{own[key]:.0f}"
