@@ -83,15 +83,13 @@ def draw(result: dict[str, Any]) -> str:
             axes, rows = panels[line][column], result[along]
             for name in sorted({(row["scheme"], row["backend"]) for row in rows}):
                 own = [row for row in rows if (row["scheme"], row["backend"]) == name]
-                axes.plot([r[along] for r in own], [1000 / r[key] for r in own], marker="o", markersize=3, label=name)
+                axes.plot([r[along] for r in own], [1000 / r[key] for r in own], marker="o", markersize=3, label=" ".join(name))
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xlabel(along, fontsize=8)
             axes.set_ylabel(f"{key.split('_')[0]}, ms a token", fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(
-        [" ".join(n) for n in sorted({(r["scheme"], r["backend"]) for r in result["context"]})], fontsize=7
-    )
+    panels[0][0].legend(fontsize=7)
     figure.suptitle(f"{result['layers']} layers, random weights, {result['threads']} thread(s)", fontsize=10)
     return svg_text(figure)
 
