@@ -83,7 +83,13 @@ def draw(result: dict[str, Any]) -> str:
             axes, rows = panels[line][column], result[along]
             for name in sorted({(row["scheme"], row["backend"]) for row in rows}):
                 own = [row for row in rows if (row["scheme"], row["backend"]) == name]
-                axes.plot([r[along] for r in own], [1000 / r[key] for r in own], marker="o", markersize=3, label=" ".join(name))
+                axes.plot(
+                    [r[along] for r in own],
+                    [1000 / r[key] for r in own],
+                    marker="o",
+                    markersize=3,
+                    label=" ".join(name),
+                )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xlabel(along, fontsize=8)
