@@ -24,7 +24,7 @@ LISTINGS: list[tuple[list[str], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "keys"), LISTINGS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(("arguments", "keys"), LISTINGS, ids=[" ".join(arguments) for arguments, _ in LISTINGS])
 def test_a_listing_is_one_document(command: Command, arguments: list[str], keys: set[str]) -> None:
     result = command(*arguments, "--json")
     assert (result.code, result.err) == (0, "")
