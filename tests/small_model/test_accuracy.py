@@ -28,7 +28,17 @@ RESULT: dict[str, Any] = {
             "quantize_s": 60.0,
             "runtimes": {"executorch": {"perplexity": 42.125}},
             "texts": {name: {"perplexity": 42.0, "ratio": 1.05} for name in ("wikitext2", "shakespeare")},
-        }
+        },
+        {
+            "scheme": "w4a8",
+            "recipe": "rotated",
+            "effort": "default",
+            "quantize_s": 60.0,
+            "texts": {
+                "wikitext2": {"perplexity": 44.0, "ratio": 1.1, "kl_to_reference": 0.25, "top1_agreement": 0.75},
+                "shakespeare": {"perplexity": 44.0, "ratio": 1.1},
+            },
+        },
     ],
     "peers": [],
     "training": {"parameters": 5_475_584, "tokens": {"seen": 8_600_000}},
@@ -53,7 +63,8 @@ def test_the_second_table_is_there_when_its_result_is(tmp_path: Path, monkeypatc
     filled = tables.fill(page)
     assert "small-llama, first 20,400 tokens" in filled
     assert "5.5 M parameters on no grid, trained here on 8.6 M tokens" in filled
-    assert "| w8a8 | rotated | 42.00 | 1.050× |  | 42.12 | 42.00 | 1.050× | 1 min |" in filled
+    assert "| w8a8 | rotated | 42.00 | 1.050× |  |  |  | 42.12 | 42.00 | 1.050× | 1 min |" in filled
+    assert "| w4a8 | rotated | 44.00 | 1.100× | 0.250 | 75.0% |  |  | 44.00 | 1.100× | 1 min |" in filled
     (tmp_path / "accuracy-small-llama.json").unlink()
     assert tables.fill(filled) == page
 
