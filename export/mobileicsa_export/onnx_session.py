@@ -93,14 +93,14 @@ class OnnxSession:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._facts: dict[Path, dict[str, str]] = {}
         self._row_names = output_names(spec)[1:]
+        self.any_rows = numerics != "as_written"
         self.use_adapter(None)
         for method, file in MODEL_FILES.items():
             # Read once: to parse a graph takes longer than ONNX Runtime takes to load it.
             model = load_graph(folder / file)
             check_identity(folder / file, model, spec, method)
             self._facts[folder / file] = dict(model.metadata_props)
-            # Of the same graph at two lengths, so that one is like the other.
-            self.any_rows = numerics != "as_written" and free_rows(model.graph)
+            self.any_rows = self.any_rows and free_rows(model.graph)
             self._sessions[method] = start_graph(model, folder / file, threads=threads, numerics=numerics)
 
     def check_target(self, target: Target) -> None:

@@ -16,10 +16,14 @@ from mobileicsa.models.decoder import DecoderLayer, Embedding, LayerCache, posit
 BATCH = 4
 
 
-class WeightSource(Protocol):
-    """Canonical float32 weights by name; `fill` loads a module's parameters whose names start with `prefix`."""
+class NamedWeights(Protocol):
+    """Canonical float32 weights by name."""
 
     def get(self, name: str) -> Tensor: ...
+
+
+class WeightSource(NamedWeights, Protocol):
+    """Those of a whole model; `fill` loads a module's parameters whose names start with `prefix`."""
 
     def fill(self, module: nn.Module, prefix: str) -> None: ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.spec import ModelSpec
@@ -69,6 +69,3 @@ class _Gains:
         if name not in self.tensors:
             raise InputError(f"basis: no tensor {name}", hint="the artifact is damaged: make it anew")
         return self.tensors[name]
-
-    def fill(self, module: nn.Module, prefix: str) -> None:
-        raise NotImplementedError("a basis holds gains only")

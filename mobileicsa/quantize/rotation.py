@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.calibrate.stream import NamedWeights, WeightSource
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.quantize.rotation_math import random_hadamard
 
@@ -77,7 +77,7 @@ def rotate(spec: ModelSpec, weights: WeightSource) -> tuple[ModelSpec, Rotated]:
 class Rotated:
     """Weights of `spec` (the model before) with rotations folded in."""
 
-    def __init__(self, spec: ModelSpec, weights: WeightSource, rotations: Rotations) -> None:
+    def __init__(self, spec: ModelSpec, weights: NamedWeights, rotations: Rotations) -> None:
         self.spec, self.weights, self.rotations = spec, weights, rotations
         self.stream = None if rotations.stream is None else rotations.stream.float()
         self.values = rotations.values.float()

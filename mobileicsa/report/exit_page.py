@@ -9,6 +9,7 @@ from mobileicsa.artifact import layout
 from mobileicsa.io.atomic import write_bytes
 from mobileicsa.io.json_file import read_json
 from mobileicsa.report.exits import exits_figure, latency_figure
+from mobileicsa.report.html import page_template
 
 TEMPLATE = "exits.html.j2"
 
@@ -24,7 +25,6 @@ def write_exit_page(folder: Path) -> None:
 
 def render_exits(report: dict[str, Any]) -> str:
     """The page: one file, no script, nothing loaded from elsewhere."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     bench = report.get("bench") or {}
@@ -33,15 +33,8 @@ def render_exits(report: dict[str, Any]) -> str:
         "Accuracy against measured latency": latency_figure(bench["curves"]) if bench.get("curves") else None,
     }
     figures = [{"title": title, "svg": Markup(svg)} for title, svg in drawn.items() if svg is not None]
-    environment = Environment(
-        loader=PackageLoader("mobileicsa.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [_exits(report), _agreement(report), *([_latency(bench)] if bench else [])]
-    return environment.get_template(TEMPLATE).render(report=report, tables=tables, figures=figures)
+    return page_template(TEMPLATE).render(report=report, tables=tables, figures=figures)
 
 
 def _exits(report: dict[str, Any]) -> dict[str, Any]:

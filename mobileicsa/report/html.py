@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,6 +12,9 @@ from mobileicsa.io.atomic import write_bytes
 from mobileicsa.io.json_file import read_json
 from mobileicsa.report.card import model_card
 from mobileicsa.report.view import build_view
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = "report.html.j2"
 
@@ -23,10 +26,23 @@ def write_report(folder: Path) -> None:
     write_bytes(folder / layout.CARD, model_card(report).encode())
 
 
+def page_template(name: str) -> Template:
+    """A page's template; what it is given is escaped, and must all be there."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mobileicsa.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def render(report: dict[str, Any]) -> str:
     """The page: one file, no script, nothing loaded from elsewhere."""
     # Matplotlib takes a second to import, which only this page needs.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from mobileicsa.report import figures
@@ -44,14 +60,7 @@ def render(report: dict[str, Any]) -> str:
         "positions": positions_figure(report.get("by_position")),
         "prefix": figures.prefix_figure(report["prefix"]["trials"], report["prefix"]["ids"]),
     }
-    environment = Environment(
-        loader=PackageLoader("mobileicsa.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         **build_view(report),
         quality=quality_view(report.get("quality")),
         learning=learning_rows(stages),
