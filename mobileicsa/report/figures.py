@@ -166,9 +166,10 @@ def _integer_axis(axes: Axes, layers: Sequence[int]) -> None:
 
 @contextmanager
 def drawing(
-    name: str, width: float, height: float, rows: Sequence[int] | None = None
+    name: str, width: float, height: float, rows: Sequence[int] | None = None, columns: int = 1
 ) -> Iterator[tuple[Figure, Any, list[str]]]:
-    """A figure in the page's style; on leaving, its SVG is in the list that was handed out."""
+    """A figure in the page's style; on leaving, its SVG is in the list that was handed out. `rows`: heights of panels
+    above each other; `columns` beside each other share their y axis."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -185,7 +186,7 @@ def drawing(
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained" if rows or name != "ranges" else None)
-        axes = figure.subplots(len(rows) if rows else 1, 1, height_ratios=rows if rows else None)
+        axes = figure.subplots(len(rows) if rows else 1, columns, sharey=columns > 1, height_ratios=rows or None)
         result: list[str] = []
         yield figure, axes, result
         stream = io.StringIO()
