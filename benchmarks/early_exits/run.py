@@ -1,7 +1,7 @@
 """Early exits, float against integer: accuracy on test images against mean MACs and measured milliseconds.
 
     python -m benchmarks.early_exits.train --work DIR
-    python -m benchmarks.early_exits.run --work DIR [--images 2000] [--calibration 256]
+    python -m benchmarks.early_exits.run --work DIR [--images 2000] [--calibration 128]
 
 Quantises DIR/model with the images that its training kept back, lets every test image go through all exits of every
 artifact on each of its runtimes, and times the stages with the product's bench. Artifacts stay in DIR: a run that was
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder that `train` wrote the model into")
     parser.add_argument("--images", type=int, default=2000, help="test images; default: %(default)s")
-    parser.add_argument("--calibration", type=int, default=256, help="images kept back; default: %(default)s")
+    parser.add_argument("--calibration", type=int, default=128, help="images kept back; default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOBILEICSA_DATA", "../shared/data")))
     options = parser.parse_args(arguments)
     screen = Screen(json=False, debug=False)
