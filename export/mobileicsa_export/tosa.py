@@ -47,7 +47,7 @@ class TosaBackend:
     def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
         from mobileicsa_export import tosa_stages
 
-        written = {name: [record] for name, record in tosa_stages.write_stages(programs, folder).items()}
+        written = tosa_stages.write_stages(programs, folder)
         return Written(files=files(folder, written, tosa_stages.INDEX), facts=facts(written))
 
     def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession:

@@ -32,16 +32,17 @@ FIRST, LATER = ("input",), ("state", "history")
 GIVEN = ("logits", "next_state", "next_history")
 
 
-def write_stages(programs: Mapping[str, ExportedProgram], folder: Path) -> dict[str, Record]:
-    """Raises Unsupported, with the operator, where a stage has no integer form."""
+def write_stages(programs: Mapping[str, ExportedProgram], folder: Path) -> dict[str, list[Record]]:
+    """One record by program; raises Unsupported, with the operator, where a stage has no integer form."""
     folder.mkdir(parents=True, exist_ok=True)
     records, grids = {}, {}
     for name, program in programs.items():
         inputs, outputs = _names(program)
         lowered = lower(program, inputs, outputs, real_ends=True)
-        records[name], grids[name] = _record(name, lowered, inputs, outputs), lowered.grids
-        write_bytes(folder / records[name].file, lowered.flatbuffer)
-        write_bytes(folder / f"{name}.json", json.dumps(asdict(records[name]), indent=1).encode())
+        record, grids[name] = _record(name, lowered, inputs, outputs), lowered.grids
+        write_bytes(folder / record.file, lowered.flatbuffer)
+        write_bytes(folder / f"{name}.json", json.dumps(asdict(record), indent=1).encode())
+        records[name] = [record]
     write_bytes(folder / INDEX, json.dumps({"grids": grids}, indent=1).encode())
     return records
 

@@ -6,15 +6,18 @@ import csv
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from torch.export import ExportedProgram
 
 from mobileicsa.core.errors import EnvironmentFault, SchemeError
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.core.target import Target
 from mobileicsa.models.decoder import Decoder
-from mobileicsa.program.backend import Session, Written
+from mobileicsa.program.backend import Session, StageSession, Written
 from mobileicsa.program.placement import placement_facts
 from mobileicsa_export.tosa import INSTALL, TosaBackend, facts, totals
 from mobileicsa_export.tosa_compilers import (
@@ -27,7 +30,7 @@ from mobileicsa_export.tosa_compilers import (
     run,
     taken,
 )
-from mobileicsa_export.tosa_shards import each_record, files, write_shards
+from mobileicsa_export.tosa_shards import Record, each_record, files, write_shards
 
 SUFFIX = "_vela.npz"
 # What `target.device` must name: Vela's options.
@@ -43,11 +46,12 @@ VELA_SAYS = (
 
 
 class EthosUBackend:
-    """Writes the `tosa` back end's shards and Vela's command streams for `target.device`."""
+    """Writes the `tosa` back end's shards or stages, and Vela's command streams for `target.device`."""
 
     name = "ethos-u"
     compilers = ("tosa-tools", "ethos-u-vela")
     resumes = True
+    separate_files = True
     compiles_only = (
         "compiles for an NPU; the same operators run on Arm's reference model with target tosa, the .npz on a device"
     )
@@ -58,29 +62,21 @@ class EthosUBackend:
         return TosaBackend().unavailable()
 
     def write(self, decoder: Decoder, target: Target, folder: Path, metadata: dict[str, Any]) -> Written:
-        missing = [name for name in DEVICE if name not in target.device]
-        if missing:
-            raise SchemeError(f"target {target.name}: its device names no {missing[0]}, which Vela needs")
-        device = {name: str(target.device[name]) for name in DEVICE}
+        device = _device(target)
         written = write_shards(decoder, target, folder)
-        compiled = compile_all(
-            folder,
-            written,
-            lambda shard, scratch: _vela(shard, scratch, device),
-            suffix=SUFFIX,
-            setting=described(device),
-        )
-        return Written(
-            files=(*files(folder, written), *compiled_files(folder, compiled, SUFFIX)),
-            facts={
-                **facts(written),
-                "delegated_share": share(compiled),
-                "unsupported": refusals(compiled),
-                "estimates": estimates(compiled, device),
-            },
-        )
+        return _compiled(folder, written, files(folder, written), device)
 
     def open(self, folder: Path, spec: ModelSpec, target: Target, *, threads: int | None = None) -> Session:
+        raise EnvironmentFault(f"back end {self.name}: {self.compiles_only}")
+
+    def write_stages(self, programs: Mapping[str, ExportedProgram], target: Target, folder: Path) -> Written:
+        from mobileicsa_export import tosa_stages
+
+        device = _device(target)
+        written = tosa_stages.write_stages(programs, folder)
+        return _compiled(folder, written, files(folder, written, tosa_stages.INDEX), device)
+
+    def open_stages(self, folder: Path, names: Sequence[str], *, threads: int | None = None) -> StageSession:
         raise EnvironmentFault(f"back end {self.name}: {self.compiles_only}")
 
     def placement(self, folder: Path, target: Target) -> dict[str, Any]:
@@ -89,6 +85,30 @@ class EthosUBackend:
         kernels += [(kind, "outside") for c in compiled for kind, n in c.cpu.items() for _ in range(n)]
         fallbacks = [{"node": r["op"], "reason": r["reason"]} for r in refusals({"decode": compiled})]
         return placement_facts(kernels, [where for kind, where in kernels if kind in PRODUCTS], fallbacks)
+
+
+def _device(target: Target) -> dict[str, str]:
+    missing = [name for name in DEVICE if name not in target.device]
+    if missing:
+        raise SchemeError(f"target {target.name}: its device names no {missing[0]}, which Vela needs")
+    return {name: str(target.device[name]) for name in DEVICE}
+
+
+def _compiled(
+    folder: Path, written: dict[str, list[Record]], sources: tuple[Path, ...], device: dict[str, str]
+) -> Written:
+    compiled = compile_all(
+        folder, written, lambda shard, scratch: _vela(shard, scratch, device), suffix=SUFFIX, setting=described(device)
+    )
+    return Written(
+        files=(*sources, *compiled_files(folder, compiled, SUFFIX)),
+        facts={
+            **facts(written),
+            "delegated_share": share(compiled),
+            "unsupported": refusals(compiled),
+            "estimates": estimates(compiled, device),
+        },
+    )
 
 
 def described(device: dict[str, str]) -> str:

@@ -54,11 +54,12 @@ def _written(console: Console, backends: dict[str, Any]) -> None:
 
     rows = []
     for name, made in backends.items():
-        agreement = made["agreement"]
-        alone = ", ".join(str(share(stage["equal_share"])) for stage in agreement["stages"])
+        shares: tuple[str | None, ...] = (None, None, None)  # of one that compiles only
+        if (found := made["agreement"]) is not None:
+            alone = ", ".join(str(share(stage["equal_share"])) for stage in found["stages"])
+            shares = (alone, share(found["equal_share"]), share(found["same_labels"]))
         total = size(sum(file["bytes"] for file in made["files"].values()))
-        cells = (share(agreement["equal_share"]), share(agreement["same_labels"]), str(len(made["files"])), total)
-        rows.append((name, alone, *cells))
+        rows.append((name, *shares, str(len(made["files"])), total))
     console.print()
     columns = ("back end", "equal to simulator, by stage", "in a chain", "same class", "files", "size")
     show_table(console, columns, rows, left=2)

@@ -49,9 +49,11 @@ def _agreement(report: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for target, used in report["targets"].items():
         for name, row in used.items():
-            alone = [_share(stage["equal_share"]) for stage in row["agreement"]["stages"]]
-            chain, labels = (_share(row["agreement"][key]) for key in ("equal_share", "same_labels"))
-            rows.append((f"{name} for {target}", ", ".join(alone), chain, labels, _verified(checked.get(name))))
+            shares = ("-", "-", "-")  # of one that compiles only
+            if (found := row["agreement"]) is not None:
+                alone = ", ".join(_share(stage["equal_share"]) for stage in found["stages"])
+                shares = (alone, _share(found["equal_share"]), _share(found["same_labels"]))
+            rows.append((f"{name} for {target}", *shares, _verified(checked.get(name))))
     columns = ("back end", "stages", "chain", "same class", "verify")
     note = "Share of numbers equal to the simulator's: of each stage with the simulator's inputs, of stages in a chain."
     return {"title": "Agreement", "columns": columns, "rows": rows, "note": note}

@@ -61,8 +61,8 @@ def plot_curves(axes: Sequence[Axes], curves: Mapping[str, Mapping[str, Sequence
         Line2D([], [], color=INK, linestyle=dash, label=backend_name(name))
         for dash, name in zip(DASHES, curves, strict=False)
     ]
-    by_macs.legend(frameon=False, loc="lower right")
-    by_time.legend(handles=runtimes, frameon=False, loc="lower right")
+    by_macs.legend(frameon=False)
+    by_time.legend(handles=runtimes, frameon=False)
     by_macs.set_xlabel(MACS_LABEL)
     by_time.set_xlabel("mean milliseconds a sample")
     for axis in axes:

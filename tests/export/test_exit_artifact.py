@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_exits import MACS, SAMPLES, SPEC, missing, write_folder
 
 from mobileicsa.artifact import layout
@@ -18,7 +20,7 @@ from mobileicsa.artifact.exit_inputs import read_inputs
 from mobileicsa.artifact.exit_model import ExitModel
 from mobileicsa.artifact.exit_verify import verify_exits
 from mobileicsa.artifact.manifest import EARLY_EXIT, check_files, read_manifest
-from mobileicsa.core.errors import InputError
+from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.report.record import record
 
 pytest.importorskip("torchao", reason="torchao is not installed: pip install 'mobileicsa[executorch]'")
@@ -215,3 +217,29 @@ def test_tosa_has_the_stages_in_integers_alone(artifact: Path, tmp_path: Path) -
     assert agreement["max_steps"] <= 4
     assert agreement["same_labels"] == 1.0
     assert min(stage["equal_share"] for stage in agreement["stages"]) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("target", "backend", "suffix"), [("ethos-u85-256", "ethos-u", "_vela.npz"), ("vgf", "vgf", ".vgf")]
+)
+def test_stages_are_compiled_whole_and_say_that_nothing_runs_them(
+    artifact: Path, tmp_path: Path, target: str, backend: str, suffix: str
+) -> None:
+    from mobileicsa.api import export_exits
+    from mobileicsa.cli.exits_show import exported
+    from mobileicsa.program.backend import find_backend
+
+    if (reason := missing(target)) is not None:
+        pytest.skip(reason)
+    made = export_exits(artifact, target, tmp_path / "out")
+    row = made["backends"][backend]
+    assert row["agreement"] is None
+    assert (row["facts"]["delegated_share"], row["facts"]["float_tensors"], row["facts"]["unsupported"]) == (1.0, 0, [])
+    assert {f"{name}{suffix}" for name in ("stage_0", "stage_1", "all_exits")} <= set(row["files"])
+    with pytest.raises(EnvironmentFault, match="with target tosa"):
+        find_backend(backend).open_stages(tmp_path / "out" / backend, ["stage_0"])
+    console = Console(width=200, record=True, file=io.StringIO())
+    exported(console, {**made, "output": "out"})
+    assert backend in console.export_text()
+    verified = verify_exits(artifact, only=[backend], target=target)["backends"][backend]
+    assert "with target tosa" in verified["skipped"]
