@@ -45,7 +45,7 @@ class Answers:
 
 @torch.no_grad()
 def float_answers(model: ExitVit, examples: Examples, batch: int = 250) -> Answers:
-    parts = [torch.stack(model(inputs), dim=1) for inputs in examples.inputs.split(batch)]
+    parts = [torch.stack(model(inputs), dim=1) for inputs in torch.split(examples.inputs, batch)]
     return Answers.of(torch.cat(parts).double().numpy())
 
 
