@@ -243,3 +243,13 @@ def test_stages_are_compiled_whole_and_say_that_nothing_runs_them(
     assert backend in console.export_text()
     verified = verify_exits(artifact, only=[backend], target=target)["backends"][backend]
     assert "with target tosa" in verified["skipped"]
+
+
+def test_the_page_has_dashes_where_a_back_end_compiles_only(artifact: Path) -> None:
+    from mobileicsa.report.exit_page import render_exits
+    from mobileicsa.report.record import read_report
+
+    report = read_report(artifact)
+    report["targets"]["host-cpu"]["onnx"]["agreement"] = None
+    page = render_exits(report)
+    assert page.count("<td>onnx for host-cpu</td><td>-</td><td>-</td><td>-</td>") == 1
