@@ -225,7 +225,8 @@ class ExitVit(nn.Module):
 
     def history(self, inputs: Tensor, exits: int | None = None) -> Tensor:
         """CLS rows (batch, blocks, dim) after each block down to the last of the first `exits` exits."""
-        state, history = inputs, None
+        state: Tensor = inputs
+        history: Tensor | None = None
         for exit in range(len(self.spec.exits) if exits is None else exits):
             _, state, history = self.stage(exit)(state, history)
         assert history is not None

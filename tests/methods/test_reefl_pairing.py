@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mobileicsa.core.errors import InputError
+from mobileicsa.methods.loop import batches
 from mobileicsa.methods.overrides import configure
 from mobileicsa.methods.reefl import rounds
 from mobileicsa.methods.reefl.config import SIZES, SMALL, SMOKE, ReeflConfig
@@ -51,7 +52,6 @@ def watched(
             drawn.append(indices.tolist())
             yield indices
 
-    batches = rounds.batches
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "batches", recorded)
         clients = Watched(

@@ -30,7 +30,7 @@ from mobileicsa.methods.result import Metrics, Verdict, judge_above
 CLAIM = "mean accuracy over exits lies above own heads with all-pairs distillation (DepthFL) and above ExclusiveFL"
 RIVALS = ("depthfl", "exclusivefl")
 # A step of the backbone's training beside a round of ReeFL.
-START_WEIGHT = 0.25
+START_WEIGHT = 0.4
 
 
 class Reefl:

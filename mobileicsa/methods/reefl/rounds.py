@@ -76,7 +76,7 @@ class Clients:
             return lambda indices: model(resized(inputs[indices], model.spec), exits)
         if client not in self._histories:
             with torch.no_grad():
-                rows = [model.history(resized(part, model.spec), exits) for part in inputs.split(HISTORY_BATCH)]
+                rows = [model.history(resized(part, model.spec), exits) for part in torch.split(inputs, HISTORY_BATCH)]
             self._histories[client] = torch.cat(rows)
         history = self._histories[client]
         return lambda indices: model.answers(history[indices], exits)
