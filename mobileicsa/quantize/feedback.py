@@ -15,6 +15,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.product import linear
 from mobileicsa.quantize.gptq_math import round_with_feedback, target_weight
 from mobileicsa.quantize.rounding import Rounded, clipped_scale
 
@@ -75,10 +76,12 @@ def round_block(
     weights: Mapping[str, WeightEncoding],
     strength: float,
     tick: Callable[[], None],
+    offsets: Tensor | None,
 ) -> tuple[dict[str, Rounded], Tensor]:
     """Rounded linears by name, and `quantized` (N, T, hidden) behind the quantised block.
 
-    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V; `weights`: by linear.
+    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V; `weights`: by linear;
+    `offsets` (N,): those of the windows.
     """
     twin = quantized_twin(layer, encodings)
     keys, values = (fake_quantize(p, encodings[f"attn.{k}_out"]) for p, k in zip(past, "kv", strict=True))
@@ -87,7 +90,7 @@ def round_block(
         rows = InputRows()
         hook = twin.get_submodule(group[0]).register_forward_pre_hook(rows)
         moments = Moments()
-        for index, _ in enumerate(run_content(spec, twin, quantized, (keys, values), tick)):
+        for index, _ in enumerate(run_content(spec, twin, quantized, (keys, values), tick, offsets)):
             moments.add(inputs[group[0]].batches[index], rows.batches.pop())
         hook.remove()
         for name in group:
@@ -96,7 +99,7 @@ def round_block(
                 twin.get_parameter(f"{name}.weight"), moments, weights[name], strength
             )
             linear.weight = nn.Parameter(integers * scale[:, None], requires_grad=False)
-    return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick)))
+    return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick, offsets)))
 
 
 class Moments:
@@ -108,8 +111,8 @@ class Moments:
 
     def add(self, real: Tensor, rounded: Tensor) -> None:
         self.rows += real.shape[0]
-        self.hessian = self.hessian + (rounded.T @ rounded).double()
-        self.cross = self.cross + (real.T @ rounded).double()
+        self.hessian = self.hessian + linear(rounded.T, rounded.T).double()
+        self.cross = self.cross + linear(real.T, rounded.T).double()
 
 
 def round_linear(weight: Tensor, moments: Moments, encoding: WeightEncoding, strength: float = 0.0) -> Rounded:
