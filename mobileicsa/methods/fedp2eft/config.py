@@ -19,13 +19,13 @@ class Config(RunConfig):
     - `languages`: of the seen and the unseen clients (PUD); `new_languages`: of clients of other text (XCOPA);
     - `length`: tokens of a window; `train`, `validation`, `test`: windows of a client; `batch`: windows of a step;
     - `rank`: the largest rank of a module; `budgets`: uniform ranks r whose parameter counts are the budgets;
-    - `factor`: alpha / r of every LoRA, for one of the baselines also `factors`, at its rate;
+    - `factor`: alpha / r of every LoRA; for one of the baselines also `factors`, at rates that make steps as large;
     - `rounds`, `per_round`: of the federation; `local_steps`, `local_rate`, `scale_rate`: stage 1 on a client;
-      `generator_steps`, `generator_rate`: stage 2;
+      `scale_epsilon`: what Adam adds to the root of a scale's squared gradient; `generator_steps`, `generator_rate`: stage 2;
     - `start_scale`: what all scales are before the first round;
     - `significance`, `sparsity`: weights of the two parts of the prior;
-    - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, for every variant and each budget,
-      on the validation text of `tuning_clients` seen clients.
+    - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, rising, for every variant and each
+      budget, on the validation text of `tuning_clients` seen clients.
     """
 
     base: str = "smollm2-135m"
@@ -47,6 +47,7 @@ class Config(RunConfig):
     local_steps: int = 8
     local_rate: float = 1e-4
     scale_rate: float = 1e-2
+    scale_epsilon: float = 1e-8
     start_scale: float = 1e-4
     generator_steps: int = 10
     generator_rate: float = 1e-4
@@ -102,15 +103,17 @@ SMALL = Config(
     budgets=(2, 8),
     rounds=15,
     local_steps=12,
-    local_rate=1e-3,
+    factor=32.0,
+    local_rate=1e-4,
     scale_rate=5e-2,
-    start_scale=1.0,
+    scale_epsilon=5e-3,
+    start_scale=0.1,
     generator_steps=20,
     significance=1e-4,
     sparsity=3e-4,
     steps=12,
-    rates=(2.5e-3, 7e-3, 2e-2),
-    factors=(0.5, 2.0, 8.0),
+    rates=(1.6e-4, 4e-4, 1e-3, 2.5e-3, 6e-3),
+    factors=(8.0, 32.0, 128.0),
     tuning_clients=3,
 )
 SMOKE = replace(
@@ -126,7 +129,7 @@ SMOKE = replace(
     batch=2,
     rank=4,
     budgets=(1, 2),
-    factors=(2.0, 8.0),
+    factors=(8.0, 32.0),
     rounds=2,
     per_round=2,
     local_steps=2,

@@ -70,13 +70,13 @@ def bayestune(setting: Setting, client: Client) -> Allocation:
         steps = ALONE * config.local_steps
         setting.alone[client.name] = learn_scales(world, client, setting.factors, start, config, steps, setting.seed)
     scales = setting.alone[client.name]
-    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+    return Allocation(mask=_worth_most(setting, scales), scales=scales, factor=setting.factor)
 
 
 def fedp2eft(setting: Setting, client: Client) -> Allocation:
     """Scales that the federation's generator makes of the client's statistics; the largest are kept, as multipliers."""
     scales = generated(setting.generator, client)
-    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+    return Allocation(mask=_worth_most(setting, scales), scales=scales, factor=setting.factor)
 
 
 def unit_scales(setting: Setting, client: Client) -> Allocation:
@@ -98,6 +98,11 @@ def generated(generator: Generator, client: Client) -> Tensor:
     """The generator's scales (modules, rank) for a client."""
     scales: Tensor = generator(client.features.cpu())
     return scales
+
+
+def _worth_most(setting: Setting, scales: Tensor) -> Tensor:
+    """The largest scales a parameter: ranks of different modules do not cost the same."""
+    return _largest(setting, scales / setting.world.costs.unsqueeze(1))
 
 
 def _largest(setting: Setting, scores: Tensor) -> Tensor:
