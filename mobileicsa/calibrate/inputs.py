@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.core.errors import InputError
+from mobileicsa.models.product import linear
 
 
 class InputMean:
@@ -36,7 +37,7 @@ def squares(rows: Tensor) -> Tensor:
 
 def products(rows: Tensor) -> Tensor:
     """Sum (in, in) float64 of x x^T: a layer's Hessian."""
-    return (rows.T @ rows).double()
+    return linear(rows.T, rows.T).double()
 
 
 def values(rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.edge import Edge
+from mobileicsa.models.product import linear
 
 # Below this distance from the row's maximum, exp is under half a step of a 16-bit probability (e**-20 < 2**-28).
 SOFTMAX_FLOOR = -20.0
@@ -34,7 +35,7 @@ class Linear(nn.Module):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.effective_weight(), self.bias)
+        y = linear(x, self.effective_weight(), self.bias)
         return self.out(y) if self.has_out else y
 
 

@@ -16,6 +16,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.decoder import Embedding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
+from mobileicsa.models.product import linear
 
 INTEGER_DTYPES = {4: torch.int8, 8: torch.int8, 16: torch.int16, 32: torch.int32}
 
@@ -134,7 +135,7 @@ class QuantLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.effective_bias()
         if self.exact is None:
-            y = F.linear(x, self.effective_weight(), bias)
+            y = linear(x, self.effective_weight(), bias)
         else:
             y = self.exact.multiply(x)
             y = y if bias is None else y + bias
@@ -159,7 +160,7 @@ class ExactProduct:
     def multiply(self, x: Tensor) -> Tensor:
         """x (..., in) are real values on the grid of the input's edge; returns real values (..., out)."""
         integers = torch.round(x.to(torch.float32) / self.input_scale)
-        return (F.linear(integers, self.integers) * self.scale).to(torch.float64)
+        return (linear(integers, self.integers) * self.scale).to(torch.float64)
 
 
 class QuantEmbedding(Embedding):

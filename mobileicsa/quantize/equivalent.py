@@ -20,6 +20,7 @@ from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import DecoderLayer
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear, Norm
+from mobileicsa.models.product import linear
 from mobileicsa.quantize.equivalent_math import relative_error, repeat_groups, smoothing_scale, tie_groups
 from mobileicsa.quantize.rounding import fake_quantize_weight
 
@@ -190,12 +191,12 @@ def _norm_site(
 ) -> _Site:
     rows = edge.rows
     readers, encodings = list(linears.values()), [weights[name] for name in linears]
-    references = [rows @ reader.weight.T for reader in readers]
+    references = [linear(rows, reader.weight) for reader in readers]
 
     def error_of(scale: Tensor) -> float:
         x = edge.quantized(rows, scale, scheme)
         return sum(
-            relative_error(x @ fake_quantize_weight(reader.weight * scale, encoding).T, reference)
+            relative_error(linear(x, fake_quantize_weight(reader.weight * scale, encoding)), reference)
             for reader, encoding, reference in zip(readers, encodings, references, strict=True)
         )
 
@@ -217,12 +218,12 @@ def _value_site(
     v_proj, o_proj = layer.attn.v_proj, layer.attn.o_proj
     heads, kv_heads = spec.num_heads, spec.num_kv_heads
     v_rows, rows = value.rows, mixed.rows
-    reference = rows @ o_proj.weight.T
+    reference = linear(rows, o_proj.weight)
 
     def error_of(scale: Tensor) -> float:
         wide = repeat_groups(scale, heads, kv_heads)
         x = mixed.quantized(rows, wide, scheme)
-        output_error = relative_error(x @ fake_quantize_weight(o_proj.weight * wide, weight).T, reference)
+        output_error = relative_error(linear(x, fake_quantize_weight(o_proj.weight * wide, weight)), reference)
         return output_error + relative_error(value.quantized(v_rows, scale, scheme) * scale, v_rows)
 
     def apply(scale: Tensor) -> None:
@@ -240,13 +241,13 @@ def _product_site(
 ) -> _Site:
     up, product, activation = captured["up"], captured["product"], captured["activation"].rows
     up_proj, down_proj = layer.mlp.up_proj, layer.mlp.down_proj
-    reference = product.rows @ down_proj.weight.T
+    reference = linear(product.rows, down_proj.weight)
 
     def error_of(scale: Tensor) -> float:
         # The up projection's own 8-bit output is part of the price.
         u = up.quantized(up.rows, scale, scheme)
         x = product.quantized(activation * u * scale, scale, scheme)
-        return relative_error(x @ fake_quantize_weight(down_proj.weight * scale, weight).T, reference)
+        return relative_error(linear(x, fake_quantize_weight(down_proj.weight * scale, weight)), reference)
 
     def apply(scale: Tensor) -> None:
         up_proj.weight.data = up_proj.weight / scale[:, None]

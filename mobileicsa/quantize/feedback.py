@@ -15,6 +15,7 @@ from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
+from mobileicsa.models.product import linear
 from mobileicsa.quantize.gptq_math import round_with_feedback, target_weight
 from mobileicsa.quantize.rounding import Rounded, clipped_scale
 
@@ -108,8 +109,8 @@ class Moments:
 
     def add(self, real: Tensor, rounded: Tensor) -> None:
         self.rows += real.shape[0]
-        self.hessian = self.hessian + (rounded.T @ rounded).double()
-        self.cross = self.cross + (real.T @ rounded).double()
+        self.hessian = self.hessian + linear(rounded.T, rounded.T).double()
+        self.cross = self.cross + linear(real.T, rounded.T).double()
 
 
 def round_linear(weight: Tensor, moments: Moments, encoding: WeightEncoding, strength: float = 0.0) -> Rounded:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobileicsa.models.product import linear
 from mobileicsa.quantize.grid_math import Grid
 from mobileicsa.quantize.rounding import short_scale
 
@@ -118,7 +119,7 @@ class _ScaledProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         rows, matrix = x.reshape(-1, x.shape[-1]).to(dtype), codes.to(dtype)
-        plain = (rows @ matrix.T).to(x.dtype)
+        plain = linear(rows, matrix).to(x.dtype)
         ctx.save_for_backward(rows, matrix, scale, plain)
         return (plain * scale).view(*x.shape[:-1], -1)
 
@@ -127,8 +128,10 @@ class _ScaledProduct(torch.autograd.Function):
         (grad,), (rows, matrix, scale, plain) = grads, ctx.saved_tensors
         grad = grad.reshape(plain.shape)
         scaled = (grad * scale).to(rows.dtype)
-        of_x = (scaled @ matrix).to(grad.dtype).view(*grads[0].shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        of_codes = (scaled.T @ rows).to(grad.dtype) if ctx.needs_input_grad[1] else None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = linear(scaled, matrix.T).to(grad.dtype).view(*grads[0].shape[:-1], -1)
+        of_codes = linear(scaled.T, rows.T).to(grad.dtype) if ctx.needs_input_grad[1] else None
         of_scale = (grad * plain).sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_codes, of_scale, None
 

@@ -13,6 +13,7 @@ from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, activation
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
+from mobileicsa.models.product import linear
 from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
 from mobileicsa.quantize.grid_math import Grid, activation_grid
 from mobileicsa.quantize.learn_math import exported_scale, on_grid, product_dtype, round_codes, scaled_product
@@ -171,7 +172,7 @@ class StudentLinear(Linear):
         if torch.is_grad_enabled():
             y = scaled_product(x, codes, scale, product_dtype(x.device))
         else:  # what is judged, or goes on to the next block, is computed in full
-            y = F.linear(x, codes * scale[:, None])
+            y = linear(x, codes * scale[:, None])
         bias = self.effective_bias()
         y = y if bias is None else y + bias
         return self.out(y) if self.has_out else y

@@ -12,6 +12,7 @@ from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileicsa.cli.failure import failure_of
+from mobileicsa.models import product
 from mobileicsa.quantize import learn_math, learn_model, learned, student_layers
 from mobileicsa.quantize.distill import Descent, float_targets, loss_of, stacked
 from mobileicsa.quantize.pipeline import Result
@@ -28,6 +29,7 @@ HIDDEN = Learning(weights="clip", loss="hidden", steps=3, lr_equivalent=0.01, sa
 def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(student_layers, "product_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(product, "prefers_onednn", lambda: False)
     # Sums of the few values that saturate would be added up in another order.
     monkeypatch.setattr(learn_math, "immediate", lambda device: False)
 
