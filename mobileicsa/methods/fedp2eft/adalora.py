@@ -14,8 +14,8 @@ from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.tail import Tail
 from mobileicsa.methods.fedp2eft.world import Client, World
 
-# Ranks at the start over ranks at the end, the weight of the orthogonality loss, and how many times the rate of the other
-# variants: three small factors need larger steps than two, of which one starts at full size. All as in the paper.
+# Ranks at the start over those at the end, the weight of the orthogonality loss, and how many times the other variants'
+# rate: three small factors need larger steps than two, of which one starts at full size. All as in the paper.
 START_RATIO, ORTHOGONAL, RATE_RATIO = 1.5, 0.1, 10
 
 

@@ -21,9 +21,11 @@ class Config(RunConfig):
     - `rank`: the largest rank of a module; `budgets`: uniform ranks r whose parameter counts are the budgets;
     - `factor`: alpha / r of every LoRA; for one of the baselines also `factors`, at rates that make steps as large;
     - `rounds`, `per_round`: of the federation; `local_steps`, `local_rate`, `scale_rate`: stage 1 on a client;
-      `scale_epsilon`: what Adam adds to the root of a scale's squared gradient; `generator_steps`, `generator_rate`: stage 2;
+      `scale_epsilon`: what Adam adds to the root of a scale's squared gradient;
+    - `generator_steps`, `generator_rate`: stage 2;
     - `start_scale`: what all scales are before the first round;
     - `significance`, `sparsity`: weights of the two parts of the prior;
+    - `keep_scales`: whether kept ranks are multiplied by their scales, or are plain LoRA's;
     - `steps`: of the personal fine-tune; `rates`: learning rates to choose from, rising, for every variant and each
       budget, on the validation text of `tuning_clients` seen clients.
     """
@@ -53,6 +55,7 @@ class Config(RunConfig):
     generator_rate: float = 1e-4
     significance: float = 100.0
     sparsity: float = 0.01
+    keep_scales: bool = True
     steps: int = 8
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     tuning_clients: int = 3
@@ -106,13 +109,14 @@ SMALL = Config(
     factor=32.0,
     local_rate=1e-4,
     scale_rate=5e-2,
-    scale_epsilon=5e-3,
+    scale_epsilon=5e-4,
     start_scale=0.1,
     generator_steps=20,
     significance=1e-4,
-    sparsity=3e-4,
+    sparsity=5e-5,
+    keep_scales=False,
     steps=12,
-    rates=(1.6e-4, 4e-4, 1e-3, 2.5e-3, 6e-3),
+    rates=(4e-4, 6.3e-4, 1e-3, 1.6e-3, 2.5e-3, 4e-3, 6.3e-3),
     factors=(8.0, 32.0, 128.0),
     tuning_clients=3,
 )

@@ -69,18 +69,16 @@ class Tuning:
                 return math.inf
             return mean if math.isfinite(mean) else math.inf
 
-        losses = {}
+        losses: dict[tuple[float, float], float] = {}
 
-        def at(index: int) -> float:
-            setting = config.rates[index], config.factor
-            if setting not in losses:
-                losses[setting] = loss(*setting)
-            return losses[setting]
+        def try_once(rate: float, factor: float) -> float:
+            if (rate, factor) not in losses:
+                losses[rate, factor] = loss(rate, factor)
+            return losses[rate, factor]
 
-        rate = config.rates[climb(len(config.rates), at)]
-        for factor in _other_factors(config, self.variant):
-            setting = rate * config.factor / factor, factor
-            losses[setting] = loss(*setting)
+        best = config.rates[climb(len(config.rates), lambda index: try_once(config.rates[index], config.factor))]
+        for factor in (config.factor, *_other_factors(config, self.variant)):
+            try_once(best * config.factor / factor, factor)
         return min(losses, key=losses.__getitem__)
 
     def _score(
