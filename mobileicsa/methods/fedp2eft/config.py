@@ -90,11 +90,13 @@ class Config(RunConfig):
 
 
 # The paper's start at the scales' floor makes the prior millions of times the cross entropy, and all scales grow alike
-# for hundreds of rounds, whatever the text. So few rounds start at 1 instead, with a prior whose pull on a scale is the
-# size of the cross entropy's on the better ones. At three times `local_rate` LoRA of all ranks overshoots, and the
-# scales of the modules that matter most are turned down. Chosen on the seen clients' validation text with a seed of its
-# own (benchmarks/LOG.md).
-# Two blocks over cached states: a step of 64 tokens costs 40 ms of one core.
+# for hundreds of rounds, whatever the text. So few rounds start well above it, with a prior that pulls less than the
+# cross entropy does on most ranks, and with an epsilon by which a scale grows by how much its rank matters: without one
+# Adam moves all scales at one pace. Alpha / r is so large that the best rates leave A near its start; at the paper's 2
+# they write it anew, and with it what was learned of a rank. At larger `local_rate` LoRA of all ranks overshoots, and
+# the scales of the modules that matter most are turned down.
+# Chosen on the seen clients' validation text with seeds of their own (benchmarks/LOG.md).
+# Two blocks over cached states: a step of 64 tokens costs some 20 ms of one core.
 SMALL = Config(
     adapted_layers=2,
     new_languages=("et", "sw", "th", "vi"),
