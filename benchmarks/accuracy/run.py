@@ -61,6 +61,7 @@ ROWS = (
     Row("w4a8", "omniquant"),
     Row("w4a8", "mobilequant"),
     Row("w4a8", "rotated"),
+    Row("w4a8", "learned", effort="fast"),
     Row("w4a8", "learned", exported=True),
     Row("w4a8", "learned", exported=True, calibrated=True),
     Row("w4a8", "learned", effort="best"),

@@ -76,7 +76,7 @@ def curve(
 
 
 def draw(result: dict[str, Any]) -> str:
-    """SVG text: milliseconds a token, decode above prefill."""
+    """SVG text: milliseconds a token, decode above prefill; from 0 up by context, in logs by width."""
     figure, panels = pyplot().subplots(2, 2, figsize=(9, 6.4))
     for column, along in enumerate(("context", "width")):
         for line, key in enumerate(("decode_tokens_per_s", "prefill_tokens_per_s")):
@@ -91,13 +91,27 @@ def draw(result: dict[str, Any]) -> str:
                     label=" ".join(name),
                 )
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
+            axes.set_xticks([row[along] for row in own], [f"{row[along]:,}" for row in own])
+            if along == "width":
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(_plain)
+                axes.yaxis.set_minor_formatter(_plain)
+            else:
+                axes.set_ylim(bottom=0)
+            axes.tick_params(which="both", labelsize=8)
             axes.set_xlabel(along, fontsize=8)
             axes.set_ylabel(f"{key.split('_')[0]}, ms a token", fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(fontsize=7)
-    figure.suptitle(f"{result['layers']} layers, random weights, {result['threads']} thread(s)", fontsize=10)
+    panels[0][1].legend(fontsize=8, frameon=False, loc="upper left")  # the corner that rising lines leave free
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    figure.suptitle(f"{result['layers']} layers, random weights, {threads}", fontsize=10)
     return svg_text(figure)
+
+
+def _plain(milliseconds: float, _: int) -> str:
+    """Of a logarithmic axis' ticks those at 1, 2 and 5."""
+    digits = f"{milliseconds:.0e}"
+    return f"{milliseconds:g}" if digits[0] in "125" else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

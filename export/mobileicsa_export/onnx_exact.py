@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from mobileicsa_export.onnx_constant import constant
+
 SOURCES = ("DequantizeLinear", "MatMulIntegerToFloat")
 
 
@@ -19,12 +21,12 @@ def multiply_before_rounding(graph: ir.Graph) -> None:
         if node.op_type != "QuantizeLinear":
             continue
         scale = float(node.inputs[1].const_value.numpy())
-        inverse = _scalar(graph, f"{node.name}/inverse", 1.0 / scale)
+        inverse = constant(graph, f"{node.name}/inverse", ir.tensor(np.float32(1.0 / scale)))
         product = ir.node("Mul", [node.inputs[0], inverse], name=f"{node.name}/inverse")
         product.outputs[0].dtype, product.outputs[0].shape = ir.DataType.FLOAT, node.inputs[0].shape
         graph.insert_before(node, product)
         node.replace_input_with(0, product.outputs[0])
-        node.replace_input_with(1, _scalar(graph, f"{node.name}/one", 1.0))
+        node.replace_input_with(1, constant(graph, f"{node.name}/one", ir.tensor(np.float32(1.0))))
 
 
 def widen(graph: ir.Graph) -> None:
@@ -51,13 +53,6 @@ def widen(graph: ir.Graph) -> None:
             for output in node.outputs:
                 output.dtype = ir.DataType.DOUBLE
                 computed.add(output)
-
-
-def _scalar(graph: ir.Graph, name: str, number: float) -> ir.Value:
-    tensor = ir.tensor(np.float32(number))
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape([]))
-    graph.register_initializer(value)
-    return value
 
 
 def _is_source(value: ir.Value) -> bool:

@@ -19,6 +19,7 @@ from onnxscript import optimizer
 from torch.export import ExportedProgram
 
 from mobileicsa.core.errors import Unsupported
+from mobileicsa_export.onnx_constant import constant
 from mobileicsa_export.onnx_layout import layout_on_integers
 
 LEAST_OPSET = 21  # the first with QDQ of 16 and of 4 bits
@@ -53,13 +54,6 @@ def to_qdq_form(model: ir.Model, weight_bits: Mapping[str, int]) -> None:
     _type_sums(model.graph)
     layout_on_integers(model.graph)
     drop_unused(model.graph)
-
-
-def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initialiser of that name."""
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _check_ranges(program: ExportedProgram) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from mobileicsa_export.onnx_constant import constant
+
 ROWS = "rows"
 
 
@@ -64,7 +66,4 @@ def _counts_to(value: ir.Value, context: object) -> bool:
 
 
 def _vector(graph: ir.Graph, name: str, *numbers: int) -> ir.Value:
-    tensor = ir.tensor(np.array(numbers, dtype=np.int64))
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return constant(graph, name, ir.tensor(np.array(numbers, dtype=np.int64)))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa_export.onnx_graph import constant
+from mobileicsa_export.onnx_constant import constant
 
 POSITIONS, KEYS, POSITION_IDS = "positions", "keys", "position_ids"
 

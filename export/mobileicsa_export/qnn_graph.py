@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from mobileicsa.core.errors import Unsupported
-from mobileicsa_export.onnx_graph import constant, drop_unused
+from mobileicsa_export.onnx_constant import constant
+from mobileicsa_export.onnx_graph import drop_unused
 from mobileicsa_export.qnn_moves import encode_moves, make_unsigned
 from mobileicsa_export.qnn_widths import one_width
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobileicsa.core.errors import Unsupported
-from mobileicsa_export.onnx_graph import constant
+from mobileicsa_export.onnx_constant import constant
 from mobileicsa_export.qnn_moves import Encoding, is_per_tensor
 
 COMPUTES = ("Add", "Div", "Exp", "MatMul", "Mul", "ReduceMax", "ReduceSum", "Sigmoid", "Sqrt", "Sub", "Tanh")

@@ -10,6 +10,7 @@ from typing import Any
 from mobileicsa.artifact.exit_program import Frozen, agree, golden_of, lower_stages, read_frozen_exits
 from mobileicsa.artifact.manifest import EARLY_EXIT, check_files, read_manifest
 from mobileicsa.artifact.model import SIMULATOR, target_of
+from mobileicsa.artifact.verdict import could_not_run
 from mobileicsa.core.errors import InputError, MobileICSAError
 from mobileicsa.core.target import Target
 from mobileicsa.program.backend import StagedBackend, backends, cannot_run, find_backend
@@ -49,13 +50,9 @@ def verify_exits(
         tick = progress.step(f"verify {name}", 1)
         result["backends"][name] = _row(frozen, name, default, target)
         tick()
-    rows = result["backends"]
-    named = [name for name in only or () if "skipped" in rows[name]]
-    problems += [f"{name} could not run: {rows[name]['skipped']}" for name in named]
-    none_ran = all("skipped" in row for row in rows.values())
-    if none_ran and not named:
-        problems.append("no back end could run: " + "; ".join(row["skipped"] for row in rows.values()))
-    result["ok"] = not none_ran and not named and all(row.get("ok", True) for row in rows.values())
+    missing = could_not_run(result["backends"], only)
+    problems += missing
+    result["ok"] = not missing and all(row.get("ok", True) for row in result["backends"].values())
     return result
 
 

@@ -14,6 +14,7 @@ from mobileicsa.artifact.lowered import Lowered
 from mobileicsa.artifact.manifest import check_files, read_manifest
 from mobileicsa.artifact.model import SIMULATOR, QuantizedModel, target_of
 from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.artifact.verdict import could_not_run
 from mobileicsa.core.errors import InputError, MobileICSAError, VerificationError
 from mobileicsa.io.json_file import read_json
 from mobileicsa.io.tensor_file import read_tensors
@@ -92,12 +93,9 @@ def verify(
             row["ok"] = False
             problems.append(f"{name}: {describe_fallbacks(fallbacks, row.get('target', default.name))}")
         tick()
-    named = [name for name in only or () if "skipped" in result["backends"][name]]
-    problems += [f"{name} could not run: {result['backends'][name]['skipped']}" for name in named]
-    result["ok"] = not named and all(row.get("ok", True) for row in result["backends"].values())
-    if not named and all("skipped" in row for row in result["backends"].values()):
-        result["ok"] = False
-        problems.append("no back end could run: " + "; ".join(r["skipped"] for r in result["backends"].values()))
+    missing = could_not_run(result["backends"], only)
+    problems += missing
+    result["ok"] = not missing and all(row.get("ok", True) for row in result["backends"].values())
     return result
 
 

@@ -210,7 +210,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output (B, T, hidden) and this call's stored keys and values (B, kv_heads, T, head_dim).
 
-        mask (T, S); where not primitive also once for each query head of a group: (group * T, S).
+        mask (T, S) or (B, 1, T, S); where not primitive also once for each query head of a group: (group * T, S).
+        `rope`: tables (T, 2n) or (B, 1, T, 2n).
         """
         spec, batch, length = self.spec, x.shape[0], x.shape[1]
         q = self._heads(x, self.q_proj, "q_norm", spec.num_heads)
@@ -230,8 +231,8 @@ class Attention(nn.Module):
         if self.primitive:
             # Compilers for NPUs know attention by its heads; elsewhere a reshape would only fix the number of keys.
             scores = scores.view(batch, spec.num_heads, length, keys.shape[2])
-        elif length > 1 and mask.shape[0] == length:
-            mask = mask.repeat(group, 1)
+        elif length > 1 and mask.shape[-2] == length:
+            mask = mask.repeat(*[1] * (mask.dim() - 2), group, 1)
         probs = self.softmax(self.scores(scores if self.softcap is None else self.softcap(scores)), mask)
         if self.primitive:
             probs = probs.reshape(batch, spec.num_kv_heads, group * length, keys.shape[2])

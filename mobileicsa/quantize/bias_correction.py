@@ -34,6 +34,7 @@ def correct_biases(
     tensors: Mapping[str, Tensor],
     means: Mapping[str, Tensor],
     windows: Tensor,
+    offsets: Tensor,
     store: StageStore,
     run: str,
     tick: Callable[[], None],
@@ -41,7 +42,8 @@ def correct_biases(
     """The plan and tensors of the corrected model. `tick` is called once a block.
 
     `means`: E[y] (out,) float64 by linear, in the quantised one's units; windows (N, T) follow the prefix (or hold BOS
-    where there is none). Peak memory: the model with float32 weights beside its integers.
+    where there is none), `offsets` (N,) positions further on. Peak memory: the model with float32 weights beside its
+    integers.
     """
     plan = replace(plan, spec=biased_spec(plan.spec))
     tensors = {f"{name}.bias": torch.zeros(mean.shape) for name, mean in means.items()} | dict(tensors)
@@ -50,24 +52,26 @@ def correct_biases(
     for index in range(plan.spec.num_layers):
         stage, key = f"bias-{index:03d}", f"{run}:bias:{index}"
         if not store.done(stage, key):
-            store.save(stage, key, _correct_block(student, index, hidden, means), {})
+            store.save(stage, key, _correct_block(student, index, hidden, offsets, means), {})
         biases, _ = store.load(stage)
         for name, bias in biases.items():
             tensors[f"{name}.bias"] = bias
             student.decoder.get_submodule(name).bias = nn.Parameter(bias, requires_grad=False)
-        hidden = _run(student, index, hidden)
+        hidden = _run(student, index, hidden, offsets)
         tick()
     return plan, tensors
 
 
-def _correct_block(student: Student, index: int, hidden: Tensor, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _correct_block(
+    student: Student, index: int, hidden: Tensor, offsets: Tensor, means: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """New biases (out,) float32 by linear, in place too: a group's means are those behind the corrected ones before."""
     found: dict[str, Tensor] = {}
     for group in GROUPS:
         linears = {name: _linear(student, name) for name in (f"layers.{index}.{linear}" for linear in group)}
         inputs = InputMean(values)
         hook = next(iter(linears.values())).register_forward_pre_hook(inputs)
-        _run(student, index, hidden)
+        _run(student, index, hidden, offsets)
         hook.remove()
         for name, linear in linears.items():
             codes, scale = linear.rounded()
@@ -84,5 +88,6 @@ def _linear(student: Student, name: str) -> StudentLinear:
     return linear
 
 
-def _run(student: Student, index: int, hidden: Tensor) -> Tensor:
-    return torch.cat([student.run_layer(index, batch) for batch in torch.split(hidden, BATCH)])
+def _run(student: Student, index: int, hidden: Tensor, offsets: Tensor) -> Tensor:
+    parts = zip(torch.split(hidden, BATCH), torch.split(offsets, BATCH), strict=True)
+    return torch.cat([student.run_layer(index, *part) for part in parts])

@@ -96,7 +96,7 @@ def quantize_block(
     inputs: dict[str, Any] = {group[0]: InputRows() if feedback else InputMean(squares) for group in GROUPS}
     hooks = [layer.get_submodule(name).register_forward_pre_hook(hook) for name, hook in inputs.items()]
     means = FloatMeans(layer) if recipe.bias_correction else None
-    content = torch.cat(list(run_content(spec, layer, stream.content, past, tick)))
+    content = torch.cat(list(run_content(spec, layer, stream.content, past, tick, stream.offsets)))
     for hook in hooks:
         hook.remove()
     if means is not None:
@@ -109,14 +109,14 @@ def quantize_block(
     else:
         encodings = {name: piece.edges[f"{prefix}.{name}"] for name in observed}
         rounded, quantized = round_block(
-            spec, layer, inputs, stream.quantized, past, encodings, weights, recipe.asymmetric, tick
+            spec, layer, inputs, stream.quantized, past, encodings, weights, recipe.asymmetric, tick, stream.offsets
         )
     _keep(prefix, layer, rounded, weights, piece)
     if recipe.learn:
         names = [f"{name}.weight" for name in LINEARS]
         piece.real = {f"{prefix}.{name}": layer.get_parameter(name).data for name in names}
     _store_prefix(index, past, piece)
-    return piece, Stream(content, next_prefix, quantized)
+    return piece, Stream(content, next_prefix, quantized, stream.offsets)
 
 
 def weight_encodings(prefix: str, scheme: QuantScheme, promoted: Collection[str]) -> dict[str, WeightEncoding]:
@@ -154,7 +154,7 @@ def _smooth(
     originals = dict(named_edges(layer))
     rows = stream.content.shape[0] * stream.content.shape[1]
     captured = capture(layer, rows, f"layers.{index}")
-    for _ in run_content(spec, layer, stream.content, past, tick):
+    for _ in run_content(spec, layer, stream.content, past, tick, stream.offsets):
         pass
     choices = choose_and_apply(layer, captured, scheme, weights, recipe.alphas, search=recipe.smoothing == "search")
     replace_edges(layer, lambda name, edge: originals[name])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
 from mobileicsa.models.load import empty_weights
+from mobileicsa.models.placed import PlacedWindows
 from mobileicsa.quantize.learn_math import hidden_error, next_token_loss, top_divergence, top_targets
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.replay import Replay
@@ -33,8 +34,8 @@ def held_out(windows: int) -> int:
 
 
 def used(windows: Tensor, learning: Learning) -> Tensor:
-    """Of windows (N, T) the held-out ones, and before them no more than the steps of a stage see; but as many as make
-    the same ones held out of what is returned."""
+    """Of windows (N, T), or what else has an entry a window, the held-out ones, and before them no more than the steps
+    of a stage see; but as many as make the same ones held out of what is returned."""
     held = held_out(len(windows))
     seen = max(learning.steps * learning.batch, 7 * held)
     return torch.cat((windows[:-held][:seen], windows[-held:]))
@@ -43,12 +44,14 @@ def used(windows: Tensor, learning: Learning) -> Tensor:
 @dataclass(frozen=True)
 class Targets:
     """What the float model says of one window of T tokens: its most likely tokens and their log-probabilities
-    (T, k) and its own loss, or its last hidden states (T, hidden)."""
+    (T, k) and its own loss, or its last hidden states (T, hidden). `offset`: how many positions further on than right
+    behind the prefix the window stands."""
 
     tokens: Tensor | None = None
     log_probabilities: Tensor | None = None
     next_loss: float = math.nan
     hidden: Tensor | None = None
+    offset: int = 0
 
 
 def learning_device() -> torch.device:
@@ -64,8 +67,10 @@ def float_targets(
     loss: str,
     tick: Callable[[], None],
     device: torch.device | None = None,
+    offsets: Tensor | None = None,
 ) -> list[Targets]:
-    """One entry a window (N, T) that follows the prefix, kept on the CPU; computed on `device`."""
+    """One entry a window (N, T) that follows the prefix, `offsets` (N,) positions further on; kept on the CPU, computed
+    on `device`."""
     spec, prefix = base.plan.spec, base.plan.prefix_ids
     with empty_weights():
         teacher = Decoder(spec, primitive=False)
@@ -75,31 +80,33 @@ def float_targets(
     if prefix:
         positions = positions_for(spec, 0, len(prefix), device)
         _, past = teacher.hidden(torch.tensor([prefix]).to(device), *positions)
-    found = []
-    for window in windows.to(device):
-        hidden, _ = teacher.hidden(window[None], *positions_for(spec, len(prefix), len(window), device), past)
+    placed, found = PlacedWindows(spec, len(prefix), windows.shape[1], device), []
+    places = [0] * len(windows) if offsets is None else offsets.tolist()
+    for window, offset in zip(windows.to(device), places, strict=True):
+        hidden, _ = teacher.hidden(window[None], *placed.at(torch.tensor([offset]).to(device)), past)
         if loss == "hidden":
-            found.append(Targets(hidden=hidden[0].cpu()))
+            found.append(Targets(hidden=hidden[0].cpu(), offset=offset))
         else:
             logits = teacher.head(hidden)[0]
             tokens, log_probabilities = (part.cpu() for part in top_targets(logits, TOP_TOKENS))
-            found.append(Targets(tokens, log_probabilities, next_token_loss(logits, window)))
+            found.append(Targets(tokens, log_probabilities, next_token_loss(logits, window), offset=offset))
         tick()
     return found
 
 
 def stacked(targets: list[Targets]) -> tuple[Tensor, ...]:
-    """A batch's targets: hidden states (B, T, hidden), or tokens and log-probabilities (B * T, k)."""
+    """A batch's offsets (B,) and targets: hidden states (B, T, hidden), or tokens and log-probabilities (B * T, k)."""
+    offsets = torch.tensor([t.offset for t in targets])
     if targets[0].hidden is not None:
-        return (torch.stack([t.hidden for t in targets if t.hidden is not None]),)
+        return offsets, torch.stack([t.hidden for t in targets if t.hidden is not None])
     tokens = torch.cat([t.tokens for t in targets if t.tokens is not None])
-    return tokens, torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
+    return offsets, tokens, torch.cat([t.log_probabilities for t in targets if t.log_probabilities is not None])
 
 
 def loss_of(student: Student, windows: Tensor, *wanted: Tensor, save_memory: bool = False) -> Tensor:
-    """Mean loss of a batch of windows (B, T) against what is `wanted`, on the student's device."""
-    windows, *wanted = (tensor.to(student.device) for tensor in (windows, *wanted))  # type: ignore[assignment]
-    hidden = student.hidden(windows, save_memory=save_memory)
+    """Mean loss of a batch of windows (B, T) against what is `wanted` (of `stacked`), on the student's device."""
+    windows, offsets, *wanted = (tensor.to(student.device) for tensor in (windows, *wanted))  # type: ignore[assignment]
+    hidden = student.hidden(windows, offsets, save_memory=save_memory)
     if len(wanted) == 1:
         return hidden_error(hidden, wanted[0])
     return top_divergence(student.decoder.head(hidden).flatten(0, 1), *wanted)

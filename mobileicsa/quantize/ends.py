@@ -24,8 +24,9 @@ def start(
     windows: Tensor,
     scheme: QuantScheme,
     recipe: Recipe,
+    offsets: Tensor | None,
 ) -> Stream:
-    stream = embed(spec, weights, prefix, windows)
+    stream = embed(spec, weights, prefix, windows, offsets)
     if feeds_back(recipe, scheme):
         with empty_weights():
             embedding = Embedding(spec)

@@ -76,10 +76,12 @@ def round_block(
     weights: Mapping[str, WeightEncoding],
     strength: float,
     tick: Callable[[], None],
+    offsets: Tensor | None,
 ) -> tuple[dict[str, Rounded], Tensor]:
     """Rounded linears by name, and `quantized` (N, T, hidden) behind the quantised block.
 
-    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V; `weights`: by linear.
+    `inputs`: float inputs of the first linear of each group; `past`: the prefix's float K/V; `weights`: by linear;
+    `offsets` (N,): those of the windows.
     """
     twin = quantized_twin(layer, encodings)
     keys, values = (fake_quantize(p, encodings[f"attn.{k}_out"]) for p, k in zip(past, "kv", strict=True))
@@ -88,7 +90,7 @@ def round_block(
         rows = InputRows()
         hook = twin.get_submodule(group[0]).register_forward_pre_hook(rows)
         moments = Moments()
-        for index, _ in enumerate(run_content(spec, twin, quantized, (keys, values), tick)):
+        for index, _ in enumerate(run_content(spec, twin, quantized, (keys, values), tick, offsets)):
             moments.add(inputs[group[0]].batches[index], rows.batches.pop())
         hook.remove()
         for name in group:
@@ -97,7 +99,7 @@ def round_block(
                 twin.get_parameter(f"{name}.weight"), moments, weights[name], strength
             )
             linear.weight = nn.Parameter(integers * scale[:, None], requires_grad=False)
-    return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick)))
+    return rounded, torch.cat(list(run_content(spec, twin, quantized, (keys, values), tick, offsets)))
 
 
 class Moments:

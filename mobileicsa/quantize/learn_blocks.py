@@ -6,7 +6,7 @@ OmniQuant (arXiv 2308.13137) does so with clips and scalings, EfficientQAT's Blo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,7 @@ def learn_blocks(
     base: Base,
     weights: WeightSource,
     windows: Tensor,
+    offsets: Tensor,
     learning: Learning,
     seed: int,
     store: StageStore,
@@ -40,7 +41,7 @@ def learn_blocks(
     A block that did not get better keeps its parameters. `tick` is called once a block.
     """
     spec, rows = base.plan.spec, []
-    stream = _start(student, base, weights, windows)
+    stream = _start(student, base, weights, windows, offsets)
     for index in range(spec.num_layers):
         descent = Descent(_groups(student, index, learning), learning.steps, _error_of(student, index))
         name, key = f"{stage}-block-{index:03d}", f"{run}:{stage}:{index}"
@@ -53,19 +54,25 @@ def learn_blocks(
             store.save(name, key, {str(i): p.detach().cpu() for i, p in enumerate(descent.parameters)}, row)
         rows.append(row)
         with torch.no_grad():
-            assert stream.quantized is not None
-            quantized = torch.cat([student.run_layer(index, x) for x in torch.split(stream.quantized, BATCH)])
-        stream = Stream(target, prefix, quantized)
+            quantized = torch.cat([student.run_layer(index, *part) for part in _parts(stream)])
+        stream = Stream(target, prefix, quantized, stream.offsets)
         tick()
     return rows
 
 
 @torch.no_grad()
-def _start(student: Student, base: Base, weights: WeightSource, windows: Tensor) -> Stream:
-    stream = embed(base.plan.spec, weights, base.plan.prefix_ids, windows)
+def _start(student: Student, base: Base, weights: WeightSource, windows: Tensor, offsets: Tensor) -> Stream:
+    stream = embed(base.plan.spec, weights, base.plan.prefix_ids, windows, offsets)
     stream = stream.to(student.device)
     stream.quantized = student.decoder.embed(windows.to(student.device))
     return stream
+
+
+def _parts(stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `run_layer` takes, batch by batch."""
+    assert stream.quantized is not None
+    assert stream.offsets is not None
+    return zip(torch.split(stream.quantized, BATCH), torch.split(stream.offsets, BATCH), strict=True)
 
 
 @torch.no_grad()
@@ -76,7 +83,7 @@ def _float_block(base: Base, weights: WeightSource, index: int, stream: Stream) 
     weights.fill(layer, f"layers.{index}.")
     layer.to(stream.content.device)
     prefix, past = run_prefix(spec, layer, stream)
-    return torch.cat(list(run_content(spec, layer, stream.content, past))), prefix
+    return torch.cat(list(run_content(spec, layer, stream.content, past, offsets=stream.offsets))), prefix
 
 
 def _groups(student: Student, index: int, learning: Learning) -> list[dict[str, Any]]:
@@ -85,25 +92,26 @@ def _groups(student: Student, index: int, learning: Learning) -> list[dict[str, 
     return parameter_groups(student.layers[index].modules(), prefix, scalings, learning)
 
 
-def _error_of(student: Student, index: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Error of a block's output for inputs (B, T, hidden) against the float block's (B, T, hidden)."""
-    return lambda inputs, target: hidden_error(student.run_layer(index, inputs), target)
+def _error_of(student: Student, index: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Error of a block's output for inputs (B, T, hidden) at offsets (B,) against the float block's (B, T, hidden)."""
+    return lambda inputs, offsets, target: hidden_error(student.run_layer(index, inputs, offsets), target)
 
 
 def _learn_block(stream: Stream, target: Tensor, descent: Descent, learning: Learning, seed: int) -> dict[str, Any]:
-    inputs = stream.quantized
+    inputs, offsets = stream.quantized, stream.offsets
     assert inputs is not None
+    assert offsets is not None
     training = inputs.shape[0] - held_out(inputs.shape[0])
 
     @torch.no_grad()
     def unseen() -> float:
-        return float(descent.loss_of_batch(inputs[training:], target[training:]))
+        return float(descent.loss_of_batch(inputs[training:], offsets[training:], target[training:]))
 
     first, before = descent.values(), unseen()
     order = batches(training, min(learning.batch, training), seed)
     for step in range(learning.steps):
         picked = next(order)
-        if math.isnan(descent.advance(step, inputs[picked], target[picked])):
+        if math.isnan(descent.advance(step, inputs[picked], offsets[picked], target[picked])):
             break
     after = unseen()
     kept = after < before  # false for NaN too

@@ -38,6 +38,7 @@ def learn(
     base: Base,
     weights: WeightSource,
     windows: Tensor,
+    offsets: Tensor,
     stages: Sequence[Learning],
     *,
     seed: int,
@@ -48,21 +49,25 @@ def learn(
 ) -> tuple[Base, dict[str, Any], list[dict[str, Any]]]:
     """The learned model, a report row for each of its edges, and what each stage did; `judge` looks after each.
 
-    windows (N, T) follow the prefix (or hold BOS where there is none); the last of them are held out.
+    windows (N, T) follow the prefix (or hold BOS where there is none), `offsets` (N,) positions further on; the last of
+    them are held out.
     """
     spec, told, device = base.plan.spec, [], learning_device()
     for number, learning in enumerate(stages, 1):
-        student, stage, learned = Student(base, learning), f"learn-{number}", used(windows, learning)
+        student, stage = Student(base, learning), f"learn-{number}"
+        learned, places = used(windows, learning), used(offsets, learning)
         facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps, "windows": len(learned)}
         facts["device"] = device.type
         with _memory_of(device):
             student.to(device)
             if learning.scope == "block":
                 tick = progress.step("learn blocks", spec.num_layers)
-                facts["blocks"] = learn_blocks(student, base, weights, learned, learning, seed, store, stage, run, tick)
+                facts["blocks"] = learn_blocks(
+                    student, base, weights, learned, places, learning, seed, store, stage, run, tick
+                )
             else:
                 tick = progress.step("float model", len(learned))
-                targets = float_targets(base, weights, learned, learning.loss, tick, device)
+                targets = float_targets(base, weights, learned, learning.loss, tick, device, places)
                 tick = progress.step("learn end to end", learning.steps)
                 history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
                 facts |= {"loss": learning.loss, **vars(history)}
@@ -70,7 +75,8 @@ def learn(
         judge.look(learning.scope, student)
         base = student.freeze(base)
         told.append(facts)
-    seen = windows[:: max(1, windows.shape[0] // SEEN_AGAIN)]
+    every = max(1, windows.shape[0] // SEEN_AGAIN)
+    seen, places = windows[::every], offsets[::every]
     tick = progress.step("ranges after learning", spec.num_layers * -(-seen.shape[0] // BATCH))
-    edges, rows = observe_again(base.plan, base.tensors, seen, tick)
+    edges, rows = observe_again(base.plan, base.tensors, seen, places, tick)
     return replace(base, plan=replace(base.plan, edges=edges)), rows, told

@@ -15,6 +15,7 @@ from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.placed import reach, spread
 from mobileicsa.quantize.basis import basis_tensors
 from mobileicsa.quantize.bias_correction import correct_biases
 from mobileicsa.quantize.block import Piece, passes, quantize_block
@@ -97,7 +98,10 @@ def quantize_model(
         weights, rotation_report = learn_rotations(
             spec, rotated, prefix, windows, scheme, recipe, seed=seed, store=store, run=run, progress=progress
         )
+    furthest = reach(spec, len(prefix), windows.shape[1]) if recipe.calibration.spread else 0
+    offsets = spread(windows.shape[0], furthest, seed)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
+    places = offsets[: len(windows)]
     mixed = None
     if limits is not None:
         mixed = mix(
@@ -107,7 +111,9 @@ def quantize_model(
     scheme = scheme if mixed is None else replace(scheme, wide_edges=mixed.wide)
     finished = _finished_layers(store, run, spec.num_layers)
     pieces = [_load_piece(store, index) for index in range(finished)]
-    stream = _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe)
+    stream = (
+        _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe, places)
+    )
     for index in range(finished, spec.num_layers):
         tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
         layer = load_layer(spec, index, weights)
@@ -138,7 +144,7 @@ def quantize_model(
         report["weights"] |= piece.report.get("weights", {})
         if "smoothing" in piece.report:
             report["smoothing"][f"layers.{index}"] = piece.report["smoothing"]
-    judge = Judge(plan, weights, learning_windows, windows.shape[0], progress)
+    judge = Judge(plan, weights, learning_windows, windows.shape[0], progress, offsets)
     judge.look_at("base", plan, tensors)
     means = {name: mean for piece in pieces for name, mean in piece.means.items()}
     factors = {name: factor for piece in pieces for name, factor in piece.factors.items()}
@@ -148,6 +154,7 @@ def quantize_model(
             base,
             weights,
             learning_windows,
+            offsets,
             recipe.learn,
             seed=seed,
             store=store,
@@ -160,7 +167,7 @@ def quantize_model(
             report["weights"][name] = rounding_facts(weight, tensors[name], tensors[f"{name}.scale"])
     if recipe.bias_correction:
         tick = progress.step("bias correction", spec.num_layers)
-        plan, tensors = correct_biases(plan, tensors, means, windows, store, run, tick)
+        plan, tensors = correct_biases(plan, tensors, means, windows, places, store, run, tick)
         judge.look_at("bias", plan, tensors)
     report["quality"] = judge.rows
     derived = derived_edges(spec, plan.edges, tensors["embed.weight.scale"])

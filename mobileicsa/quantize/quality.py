@@ -24,9 +24,16 @@ class Judge:
     """Looks at the model between stages; `rows` are the report's, one a look."""
 
     def __init__(
-        self, plan: QuantPlan, weights: WeightSource, windows: Tensor, calibrated: int, progress: Progress
+        self,
+        plan: QuantPlan,
+        weights: WeightSource,
+        windows: Tensor,
+        calibrated: int,
+        progress: Progress,
+        offsets: Tensor | None = None,
     ) -> None:
-        """windows (N, T) follow the prefix (or hold BOS where there is none); the first `calibrated` set the ranges.
+        """windows (N, T) follow the prefix (or hold BOS where there is none), `offsets` (N,) positions further on; the
+        first `calibrated` set the ranges.
 
         Peak memory: the whole model in float, then its student.
         """
@@ -34,7 +41,8 @@ class Judge:
         self.windows = windows[-held:]
         self.unseen = windows.shape[0] - held >= calibrated
         self.tick = progress.step("held-out windows", 2 * held)
-        self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick)
+        places = None if offsets is None else offsets[-held:]
+        self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick, offsets=places)
         self.rows: list[dict[str, Any]] = []
 
     def look_at(self, stage: str, plan: QuantPlan, tensors: dict[str, Tensor]) -> None:
@@ -48,7 +56,7 @@ class Judge:
             edge.meter = NoiseMeter()
         divergence = loss = 0.0
         for window, target in zip(self.windows, self.targets, strict=True):
-            logits = student.decoder.head(student.hidden(window[None]))[0]
+            logits = student.decoder.head(student.hidden(window[None], torch.tensor([target.offset])))[0]
             divergence += _divergence(logits, target) / len(self.windows)
             loss += next_token_loss(logits, window) / len(self.windows)
             if stage == "base":

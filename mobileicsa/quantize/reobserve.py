@@ -35,11 +35,12 @@ class _SeenEdge(ObservedEdge):
 
 @torch.no_grad()
 def observe_again(
-    plan: QuantPlan, tensors: dict[str, Tensor], windows: Tensor, tick: Callable[[], None]
+    plan: QuantPlan, tensors: dict[str, Tensor], windows: Tensor, offsets: Tensor, tick: Callable[[], None]
 ) -> tuple[Edges, dict[str, Any]]:
     """The plan's edges, with new ranges where learning settled none, and a report row for each.
 
-    `tick` is called once a batch and layer.
+    windows (N, T) stand `offsets` (N,) positions further on than right behind the prefix. `tick` is called once a batch
+    and layer.
     """
     spec, found, rows = plan.spec, dict(plan.edges), {}
     batches = -(-windows.shape[0] // BATCH)
@@ -71,7 +72,7 @@ def observe_again(
     for index in range(spec.num_layers):
         layer = DecoderLayer(spec, index, primitive=True)
         watch(layer, f"layers.{index}")
-        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, tensors), tick)))
+        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, tensors), tick, offsets)))
         collect(layer)
     watch(head, "head")
     for batch in torch.split(hidden, BATCH):

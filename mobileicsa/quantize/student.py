@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from mobileicsa.calibrate.statistics import integers_of, values_of
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan
-from mobileicsa.models.decoder import Decoder, DecoderLayer, LayerCache, positions_for
+from mobileicsa.models.decoder import Decoder, DecoderLayer, LayerCache
 from mobileicsa.models.edge import Edge, replace_edges
 from mobileicsa.models.layers import Linear, Norm
 from mobileicsa.models.load import empty_weights
+from mobileicsa.models.placed import PlacedWindows
 from mobileicsa.quantize.recipe import Learning
 from mobileicsa.quantize.rounding import real_weight
 from mobileicsa.quantize.student_layers import FixedLinear, GainEdge, RangeEdge, StudentLinear
@@ -23,8 +24,6 @@ from mobileicsa.quantize.student_sites import attach_scalings
 
 # Weights that are no linear of a student.
 TABLES = ("embed.weight", "head.proj.weight")
-
-Positions = tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Student(nn.Module):
         decoder.head.proj = FixedLinear(decoder.head.proj, table, _bias(base, "head.proj"))
         self.decoder = decoder
         self.prefix = nn.ParameterList(_prefix_rows(base))
-        self._known_positions: dict[tuple[int, torch.device], Positions] = {}
+        self._known_positions: dict[tuple[int, torch.device], PlacedWindows] = {}
         # By layer and site; empty where equivalent scalings do not learn.
         self.scalings = [attach_scalings(layer) for layer in self.layers] if learning.lr_equivalent else []
 
@@ -87,27 +86,35 @@ class Student(nn.Module):
         values = attn.v_out(_divide(self.prefix[2 * index + 1], attn.v_proj))
         return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
-    def run_layer(self, index: int, x: Tensor) -> Tensor:
-        """x (B, T, hidden) through one block, behind the prefix."""
+    def run_layer(self, index: int, x: Tensor, offsets: Tensor) -> Tensor:
+        """x (B, T, hidden) through one block, each `offsets` (B,) positions further on than right behind the prefix."""
         layer = self.layers[index]
-        ropes, masks = self._positions(x.shape[1])
+        ropes, masks = self._placed(x.shape[1]).at(offsets)
         rope = None if layer.layer.rope is None else ropes[layer.layer.rope]
         y: Tensor = layer(x, rope, masks[layer.layer.sliding_window], self.past(index, x.shape[0]))[0]
         return y
 
-    def _positions(self, length: int) -> Positions:
+    def _placed(self, length: int) -> PlacedWindows:
         """Tables and masks of `length` tokens behind the prefix: the same for every layer and step."""
         key = length, self.device
         if key not in self._known_positions:
             start = self.prefix[0].shape[2] if len(self.prefix) else 0
-            self._known_positions[key] = positions_for(self.decoder.spec, start, *key)
+            self._known_positions[key] = PlacedWindows(self.decoder.spec, start, *key)
         return self._known_positions[key]
 
-    def hidden(self, ids: Tensor, *, save_memory: bool = False) -> Tensor:
-        """Last layer's output (B, T, hidden) for ids (B, T). `save_memory` computes blocks again for their gradient."""
+    def hidden(self, ids: Tensor, offsets: Tensor | None = None, *, save_memory: bool = False) -> Tensor:
+        """Last layer's output (B, T, hidden) for ids (B, T), each `offsets` (B,) positions further on (None: 0).
+
+        `save_memory` computes blocks again for their gradient.
+        """
+        if offsets is None:
+            offsets = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
         x: Tensor = self.decoder.embed(ids)
         for index in range(len(self.decoder.layers)):
-            x = checkpoint(self.run_layer, index, x, use_reentrant=False) if save_memory else self.run_layer(index, x)
+            if save_memory:
+                x = checkpoint(self.run_layer, index, x, offsets, use_reentrant=False)
+            else:
+                x = self.run_layer(index, x, offsets)
         return x
 
     @torch.no_grad()
