@@ -71,6 +71,8 @@ class Config(RunConfig):
             raise InputError(f"fedp2eft: budgets {list(self.budgets)} must lie within 1 and rank {self.rank}")
         if not self.rates or not self.factors or min(*self.rates, *self.factors, self.factor) <= 0:
             raise InputError("fedp2eft: rates, factors and factor must be positive")
+        if list(self.rates) != sorted(set(self.rates)):
+            raise InputError(f"fedp2eft: rates {list(self.rates)} must rise")
         for name, known in (("languages", PUD_LANGUAGES), ("new_languages", XCOPA_LANGUAGES)):
             unknown = sorted(set(getattr(self, name)) - set(known))
             if unknown:

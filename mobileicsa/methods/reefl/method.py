@@ -58,6 +58,8 @@ class Reefl:
 
     def prepare(self, config: ReeflConfig, seed: int, tick: Tick) -> Mapping[str, Tensor]:
         """The backbone of each task, as `task/parameter`, the same for every seed; none where it is random."""
+        if seed == config.seed:
+            _start.cache_clear()  # of a run before in this process, whose files may have been others
         found: dict[str, Tensor] = {}
         for task in config.tasks:
             found |= {f"{task}/{name}": value for name, value in _start(task, config).items()}

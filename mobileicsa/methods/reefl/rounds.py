@@ -77,9 +77,9 @@ class Clients:
         if client not in self._histories:
             with torch.no_grad():
                 rows = [model.history(resized(part, model.spec), exits) for part in torch.split(inputs, HISTORY_BATCH)]
-            self._histories[client] = torch.cat(rows)
+            self._histories[client] = torch.cat(rows).cpu()  # all clients' at once
         history = self._histories[client]
-        return lambda indices: model.answers(history[indices], exits)
+        return lambda indices: model.answers(history[indices].to(device()), exits)
 
     def accuracies(self, state: Arrays) -> list[float]:
         """Accuracy at each exit of the model that a client of that budget holds, on what is scored."""
