@@ -91,7 +91,8 @@ def draw(result: dict[str, Any]) -> str:
                     label=" ".join(name),
                 )
             axes.set_xscale("log", base=2)
-            axes.set_xticks([row[along] for row in own], [f"{row[along]:,}" for row in own])
+            places = sorted({row[along] for row in rows})
+            axes.set_xticks(places, [f"{place:,}" for place in places])
             if along == "width":
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(_plain)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobileicsa.models import product
 from mobileicsa.models.adapter import LowRank
 
 
@@ -42,7 +43,7 @@ class Slot(nn.Module):
         self.adapter: Adapter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x)
+        y = product.linear(x, self.linear.weight, self.linear.bias)
         return y if self.adapter is None else y + self.adapter(x)
 
 

@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor, past: LayerCache | None = None
     ) -> tuple[Tensor, LayerCache]:
-        """x (B, T, hidden), mask (T or group * T, S) additive -> output of x's shape and the new stored rows."""
+        """x (B, T, hidden), mask additive (see Attention) -> output of x's shape and the new stored rows."""
         spec = self.spec
         normed = self.attn_norm(x) if spec.pre_norm else self.attn_in(x)
         attended, k, v = self.attn(normed, rope, mask, past)
@@ -143,8 +143,8 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[LayerCache]]:
         """Token ids (B, T) -> last layer's output and every layer's new cache rows.
 
-        `ropes[i]` are the tables of `spec.ropes[i]` at the tokens' positions, `masks[window]` (T, S) additive, or once
-        for each query head of a group (see layers.Attention).
+        `ropes[i]` are the tables of `spec.ropes[i]` at the tokens' positions, (T, 2n) or (B, 1, T, 2n); `masks[window]`
+        (T, S) additive, or once for each query head of a group, or (B, 1, T, S) (see layers.Attention).
         """
         x = self.embed(ids)
         new: list[LayerCache] = []

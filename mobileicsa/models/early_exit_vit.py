@@ -223,6 +223,24 @@ class ExitVit(nn.Module):
             found.append(logits)
         return found
 
+    def history(self, inputs: Tensor, exits: int | None = None) -> Tensor:
+        """CLS rows (batch, blocks, dim) after each block down to the last of the first `exits` exits."""
+        state: Tensor = inputs
+        history: Tensor | None = None
+        for exit in range(len(self.spec.exits) if exits is None else exits):
+            _, state, history = self.stage(exit)(state, history)
+        assert history is not None
+        return history
+
+    def answers(self, history: Tensor, exits: int | None = None) -> list[Tensor]:
+        """Logits (batch, classes) of the first `exits` exits from `history`'s rows, running the exits alone."""
+        found = []
+        for exit, blocks in enumerate(self.spec.exits[:exits]):
+            seen = history[:, :blocks]
+            read = self.exits(seen) if isinstance(self.exits, RecurrentExit) else seen
+            found.append(self.exits.logits(read, seen, exit))
+        return found
+
 
 def held(name: str, spec: ExitVitSpec, exits: int) -> bool:
     """Whether a client whose budget ends at its `exits`-th exit holds the parameter of this name."""

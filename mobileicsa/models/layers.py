@@ -123,7 +123,7 @@ class SoftCap(nn.Module):
 class Rope(nn.Module):
     """Rotate the first 2n dimensions of each head by position; x (B, heads, T, head_dim).
 
-    `cos`, `sin` are (T, 2n); the sign of rotate_half is folded in the first half of `sin`.
+    `cos`, `sin` are (T, 2n) or (B, 1, T, 2n); the sign of rotate_half is folded in the first half of `sin`.
     """
 
     def __init__(self, *, primitive: bool) -> None:

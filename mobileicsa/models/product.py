@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CPU_FACTS = Path("/proc/cpuinfo")
 
@@ -20,14 +21,20 @@ CPU_FACTS = Path("/proc/cpuinfo")
 @cache
 def prefers_onednn() -> bool:
     """Whether MKL leaves half of this processor unused: an AMD with AVX-512. Known on Linux only."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch._C._has_mkldnn:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not available:
         return False
-    return CPU_FACTS.is_file() and "AuthenticAMD" in CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    try:
+        return "AuthenticAMD" in CPU_FACTS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in) W^T + b, W (out, in), as F.linear, differentiable; sums in another order. F.linear itself where a
-    program is traced (also by a subclass of Tensor)."""
+    """x (..., in) W^T + b, W (out, in), as F.linear, differentiable once; sums in another order.
+
+    F.linear itself where a program is traced, also by a subclass of Tensor; torch.func's transforms are refused.
+    """
     if not _plain(x, weight):
         return F.linear(x, weight, bias)
     y: Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
@@ -37,13 +44,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _plain(x: Tensor, weight: Tensor) -> bool:
     """Both float32 on the CPU, real ones, and oneDNN is the faster of two."""
     return (
-        prefers_onednn()
+        not torch.compiler.is_compiling()  # first: a compiler cannot trace what follows
+        and not torch._C._get_tracing_state()
+        and prefers_onednn()
         and type(x) is Tensor
         and type(weight) in (Tensor, torch.nn.Parameter)
         and x.dtype is weight.dtype is torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() > 0  # a gradient over no rows has no oneDNN product
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -55,10 +63,12 @@ def _multiply(x: Tensor, weight: Tensor) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         return _multiply(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
         of_x = _multiply(grad, weight.T) if ctx.needs_input_grad[0] else None

@@ -75,7 +75,8 @@ def learn(
         judge.look(learning.scope, student)
         base = student.freeze(base)
         told.append(facts)
-    every = max(1, windows.shape[0] // SEEN_AGAIN)
+    # Odd: windows of two kinds that take turns are both among them.
+    every = max(1, windows.shape[0] // SEEN_AGAIN) | 1
     seen, places = windows[::every], offsets[::every]
     tick = progress.step("ranges after learning", spec.num_layers * -(-seen.shape[0] // BATCH))
     edges, rows = observe_again(base.plan, base.tensors, seen, places, tick)

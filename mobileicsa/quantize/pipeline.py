@@ -98,7 +98,9 @@ def quantize_model(
         weights, rotation_report = learn_rotations(
             spec, rotated, prefix, windows, scheme, recipe, seed=seed, store=store, run=run, progress=progress
         )
-    furthest = reach(spec, len(prefix), windows.shape[1]) if recipe.calibration.spread else 0
+    # BOS without a prefix is a window's own first token, and stands where no conversation has it further on.
+    anywhere = recipe.calibration.spread and (bool(prefix) or spec.bos_id is None)
+    furthest = reach(spec, len(prefix), windows.shape[1]) if anywhere else 0
     offsets = spread(windows.shape[0], furthest, seed)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
     places = offsets[: len(windows)]

@@ -95,7 +95,7 @@ class Student(nn.Module):
         return y
 
     def _placed(self, length: int) -> PlacedWindows:
-        """Tables and masks of `length` tokens behind the prefix: the same for every layer and step."""
+        """Positions of `length` tokens behind the prefix; made once, for every layer and step."""
         key = length, self.device
         if key not in self._known_positions:
             start = self.prefix[0].shape[2] if len(self.prefix) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
 from mobileicsa.methods.fedp2eft.budget import uniform_mask
-from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, draw_factors, fine_tune, start_adapters
+from mobileicsa.methods.fedp2eft.client import (
+    Allocation,
+    as_peft,
+    draw_factors,
+    fine_tune,
+    learn_scales,
+    start_adapters,
+)
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
 from mobileicsa.methods.fedp2eft.federation import federate
+from mobileicsa.methods.fedp2eft.generator import Generator
 from mobileicsa.methods.fedp2eft.method import _files
-from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS
+from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS, STRATEGIES, Setting
 from mobileicsa.methods.fedp2eft.tail import Tail
 from mobileicsa.methods.fedp2eft.texts import read_clients
 from mobileicsa.methods.fedp2eft.world import World, hidden_states
@@ -62,7 +71,7 @@ def stock_model(base: Path, adapter: Path | None = None) -> Any:
 
 def test_the_result_has_every_baseline_and_control_at_equal_parameters(finished: Path) -> None:
     document = read_result(finished)
-    assert set(document["baselines"]) == {*BASELINES, *CONTROLS}
+    assert set(document["baselines"]) == {*BASELINES, *CONTROLS[SIZES["smoke"].keep_scales]}
     parameters = {name: m["parameters"]["mean"] for name, m in document["baselines"].items() if name != ADALORA}
     parameters["ours"] = document["metrics"]["parameters"]["mean"]
     # What no rank fits in any more is less than the cheapest one's 48.
@@ -217,6 +226,36 @@ def test_kept_ranks_start_alike_whatever_else_is_kept(world: tuple[World, Config
         assert a is not None
         assert b is not None
         assert torch.equal(a.a, b.a[:1])
+
+
+def test_ranks_go_by_what_they_are_worth_a_parameter(world: tuple[World, Config]) -> None:
+    w, config = world
+    client, modules = w.clients["unseen-de"], len(w.costs)
+    setting = Setting(
+        world=w,
+        config=config,
+        generator=Generator(2, modules, config.rank, 1.0, torch.Generator()),
+        factors=draw_factors(w, config.rank, 0),
+        # As many times larger as a rank is dearer: no module is to be favoured.
+        alone={client.name: w.costs.float().unsqueeze(1).expand(-1, config.rank)},
+        budget=2,
+        factor=1.0,
+        seed=0,
+    )
+    assert len(set(w.costs.tolist())) > 1
+    assert torch.equal(STRATEGIES["bayestune"](setting, client).mask, uniform_mask(modules, config.rank, 2))
+
+
+def test_an_epsilon_lets_scales_move_by_what_they_matter(world: tuple[World, Config]) -> None:
+    w, config = world
+    client, factors = w.clients["seen-de"], draw_factors(w, config.rank, 5)
+    start = torch.ones(len(w.costs), config.rank)
+    spreads = []
+    for epsilon in (1e-12, 1.0):
+        free = replace(config, significance=0.0, sparsity=0.0, scale_epsilon=epsilon)
+        moves = (learn_scales(w, client, factors, start, free, 6, 1) - start).abs()
+        spreads.append(float(moves.max() / moves.median()))
+    assert spreads[0] < 2 < spreads[1], spreads
 
 
 @pytest.mark.parametrize(

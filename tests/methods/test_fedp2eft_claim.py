@@ -1,4 +1,4 @@
-"""FedP2EFT's claim on SmolLM2 and real text: some fifteen minutes of one core."""
+"""FedP2EFT's claim on SmolLM2 and real text: some ten minutes of one core."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from mobileicsa.methods.reefl.config import BASELINES, SMALL, SMOKE
 from mobileicsa.methods.reefl.data import federate
 from mobileicsa.methods.reefl.method import METHOD, RIVALS
 from mobileicsa.methods.reefl.models import accuracies
+from mobileicsa.methods.reefl.variants import VARIANTS
 from mobileicsa.models.exit_folder import read_model
 
 
@@ -141,18 +142,23 @@ def test_the_full_recipe_runs_a_round(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_reefl_beats_own_heads_and_exclusivefl(data_dir: Path, tmp_path: Path) -> None:
-    """Speech: the whole claim. Images: ExclusiveFL only; with own heads it was a tie (benchmarks/LOG.md)."""
+    """Speech: the whole claim, by intervals. Images: above ExclusiveFL on each seed; with own heads it is a tie.
+
+    The verdict of `small` with both tasks is therefore that the claim does not hold (docs/methods.md).
+    """
     rivals = ["baselines=[depthfl, exclusivefl]"]
     run_method("reefl", "small", tmp_path / "speech", overrides=[f"data={data_dir}", "tasks=[fsdd]", *rivals])
     verdict = read_result(tmp_path / "speech")["verdict"]
     assert verdict["holds"], verdict["why"]
     run_method("reefl", "small", tmp_path / "images", overrides=[f"data={data_dir}", "tasks=[cifar10]", *rivals])
     document = read_result(tmp_path / "images")
-    ours = document["metrics"]["cifar10_mean_exit_accuracy"]["mean"]
-    assert ours > document["baselines"]["exclusivefl"]["cifar10_mean_exit_accuracy"]["mean"]
+    found = document["metrics"], document["baselines"]["exclusivefl"]
+    own, exclusive = (metrics["cifar10_mean_exit_accuracy"]["per_seed"] for metrics in found)
+    assert all(ours > theirs for ours, theirs in zip(own, exclusive, strict=True))
 
 
 def test_the_small_sizes_compare_at_equal_settings() -> None:
     assert METHOD.sizes["small"].seeds == 3
     assert set(METHOD.sizes["small"].baselines) == set(BASELINES)
     assert METHOD.sizes["small"].scored == "test"
+    assert set(dict(SMALL.rates)) == {name for name, variant in VARIANTS.items() if variant.kind == "own"}

@@ -40,6 +40,18 @@ def test_stages_one_after_another_give_the_whole_models_logits(spec: ExitVitSpec
         assert state.shape == (2, 1 + spec.patches, spec.dim)
 
 
+@pytest.mark.parametrize("kind", ["own", "no-modulation"])
+@pytest.mark.parametrize("exits", [None, 2])
+def test_exits_answer_from_cls_rows_alone_where_nothing_modulates(
+    kind: str, exits: int | None, inputs: torch.Tensor
+) -> None:
+    model = build(KINDS[kind])
+    history = model.history(inputs, exits)
+    assert history.shape == (2, KINDS[kind].exits[exits - 1 if exits else -1], KINDS[kind].dim)
+    for answer, expected in zip(model.answers(history, exits), model(inputs, exits), strict=True):
+        assert torch.equal(answer, expected)
+
+
 @pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
 def test_a_budget_holds_all_that_its_exits_need_and_no_more(spec: ExitVitSpec, inputs: torch.Tensor) -> None:
     model = build(spec)

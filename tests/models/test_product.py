@@ -14,7 +14,7 @@ from mobileicsa.models import product
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="PyTorch without oneDNN")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """As on an AMD with AVX-512; the shapes that oneDNN multiplied."""
     seen: list[tuple[int, ...]] = []
@@ -62,11 +62,12 @@ def test_integer_sums_are_exact(rows: int, inner: int, out: int, seed: int) -> N
 
 
 @pytest.mark.parametrize("transposed", [(True, False), (False, True), (True, True)])
-def test_transposed_factors(transposed: tuple[bool, bool]) -> None:
+def test_transposed_factors(transposed: tuple[bool, bool], by_onednn: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(6, 4), torch.randn(9, 4)
     views = (t.T.contiguous().T if turned else t for t, turned in zip((x, weight), transposed, strict=True))
     torch.testing.assert_close(product.linear(*views), F.linear(x, weight))
+    assert len(by_onednn) == 1
 
 
 def test_other_dtypes_and_constant_factors_take_the_usual_way(by_onednn: list[tuple[int, ...]]) -> None:
@@ -79,7 +80,11 @@ def test_other_dtypes_and_constant_factors_take_the_usual_way(by_onednn: list[tu
     assert len(by_onednn) == 2  # forward and x's gradient: the weight has none
 
 
-def test_a_traced_program_has_pytorchs_operator() -> None:
+@pytest.mark.parametrize("pretended", [True, False])
+def test_a_traced_program_has_pytorchs_operator(pretended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if pretended:
+        monkeypatch.setattr(product, "prefers_onednn", lambda: True)
+
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -92,3 +97,13 @@ def test_a_traced_program_has_pytorchs_operator() -> None:
         graph = torch.export.export(Layer(), (torch.randn(2, 5),), strict=strict).graph
         called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
         assert called == ["aten.linear.default"]
+    traced = torch.jit.trace(Layer(), torch.randn(2, 5))
+    assert "aten::linear" in str(traced.inlined_graph)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong(by_onednn: list[tuple[int, ...]]) -> None:
+    x, weight = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(product.linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+    assert by_onednn

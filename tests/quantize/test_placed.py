@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_learning import quantized, tiny_weights, windows
+from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch import Tensor
 
+from mobileicsa.calibrate import stream
 from mobileicsa.calibrate.stream import embed, load_layer, run_content, run_prefix
 from mobileicsa.core.spec import LayerSpec, ModelSpec
 from mobileicsa.models.decoder import Decoder, LayerCache, causal_mask, positions_for, rope_table
 from mobileicsa.models.load import FloatWeights, empty_weights
-from mobileicsa.models.placed import REACH, PlacedWindows, reach, spread
+from mobileicsa.models.placed import REACH, PlacedWindows, Positions, reach, spread
+from mobileicsa.quantize import distill, student
 from mobileicsa.quantize.distill import float_targets
+from mobileicsa.quantize.recipe import Calibration, Learning
 from mobileicsa.quantize.student import Base, settled
 
 PREFIX = (1, 7)
@@ -51,8 +55,8 @@ def test_a_block_sees_a_window_as_if_the_text_between_were_masked(model: tuple[M
     spec, weights = model
     torch.manual_seed(0)
     layer, content = load_layer(spec, 0, weights), torch.randn(6, 4, spec.hidden_size)
-    stream = embed(spec, weights, PREFIX, torch.zeros(6, 4, dtype=torch.int64))
-    _, past = run_prefix(spec, layer, stream)
+    behind = embed(spec, weights, PREFIX, torch.zeros(6, 4, dtype=torch.int64))
+    _, past = run_prefix(spec, layer, behind)
     offsets = torch.tensor([0, 9, 0, 9, 9, 9])
     ours = torch.cat(list(run_content(spec, layer, content, past, offsets=offsets)))
     for row, offset in enumerate(offsets.tolist()):
@@ -84,13 +88,13 @@ def test_the_float_targets_and_the_student_stand_where_the_windows_do(
         assert target.hidden is not None
         wanted, _ = decoder.hidden(ids[row : row + 1], *placed.at(offsets[row : row + 1]), past)
         torch.testing.assert_close(target.hidden, wanted[0])
-    student = settled(result.plan, result.tensors)
+    learner = settled(result.plan, result.tensors)
     with torch.no_grad():
-        together = student.hidden(ids, offsets)
+        together = learner.hidden(ids, offsets)
         for row in range(4):
-            alone = student.hidden(ids[row : row + 1], offsets[row : row + 1])
+            alone = learner.hidden(ids[row : row + 1], offsets[row : row + 1])
             assert _differing(together[row], alone[0]) < 0.01
-        near = student.hidden(ids)
+        near = learner.hidden(ids)
     assert _differing(together[0], near[0]) < 0.01
     assert _differing(together[2], near[2]) > 0.5
 
@@ -108,6 +112,52 @@ def test_every_other_window_stands_at_the_beginning_and_the_others_anywhere() ->
     assert torch.equal(offsets, spread(64, 100, seed=3))
     assert not torch.equal(offsets, spread(64, 100, seed=4))
     assert (spread(5, 0, seed=0) == 0).all()
+
+
+WHERE = (stream, distill, student)
+
+
+def test_with_spread_every_stage_sees_windows_further_on_and_an_interrupted_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, weights = tiny_weights(tmp_path)
+    seen: dict[str, set[int]] = {}
+
+    class Watched(PlacedWindows):
+        def at(self, offsets: Tensor) -> Positions:
+            for frame in inspect.stack():
+                seen.setdefault(frame.function, set()).update(offsets.tolist())
+            return super().at(offsets)
+
+    for module in WHERE:
+        monkeypatch.setattr(module, "PlacedWindows", Watched)
+    block = Learning(scope="block", weights="latent", steps=2, batch=4, lr_weights=0.01, lr_ranges=0.003)
+    model = Learning(weights="scale", steps=4, lr_ranges=0.003)
+    fields = {
+        "calibration": Calibration(samples=32, learning_samples=96, length=20, spread=True),
+        "bias_correction": True,
+    }
+    whole = quantized(spec, weights, block, model, fields=fields)
+    for stage in (
+        "quantize_block",
+        "round_block",
+        "learn_blocks",
+        "learn_model",
+        "observe_again",
+        "look",
+        "correct_biases",
+    ):
+        assert len(seen[stage]) > 3, stage
+        assert 0 in seen[stage]
+    near = quantized(spec, weights, block, model, fields={**fields, "calibration": Calibration(samples=32, length=20)})
+    assert near.plan.edges != whole.plan.edges
+    for stop_at in ("stream", "learn-2"):
+        store = Memory(stop_at=stop_at, stop_after=1)
+        with pytest.raises(KeyboardInterrupt):
+            quantized(spec, weights, block, model, fields=fields, store=store)
+        again = quantized(spec, weights, block, model, fields=fields, store=store)
+        assert again.plan == whole.plan
+        assert all(torch.equal(again.tensors[name], tensor) for name, tensor in whole.tensors.items())
 
 
 def test_no_window_stands_beyond_the_models_context(model: tuple[ModelSpec, FloatWeights]) -> None:

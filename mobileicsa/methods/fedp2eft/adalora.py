@@ -14,8 +14,9 @@ from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.tail import Tail
 from mobileicsa.methods.fedp2eft.world import Client, World
 
-# Ranks at the start over ranks at the end, and the weight of the orthogonality loss.
-START_RATIO, ORTHOGONAL = 1.5, 0.1
+# Ranks at the start over those at the end, the weight of the orthogonality loss, and how many times the other variants'
+# rate: three small factors need larger steps than two, of which one starts at full size. All as in the paper.
+START_RATIO, ORTHOGONAL, RATE_RATIO = 1.5, 0.1, 10
 
 
 class _WithLoss(nn.Module):
@@ -38,7 +39,10 @@ def check_available() -> None:
 
 
 def tune(world: World, client: Client, config: Config, budget: int, rate: float, seed: int) -> tuple[Tail, int]:
-    """The adapted tail, and the number of parameters of the ranks that are left; needs peft."""
+    """The adapted tail, and the number of parameters of the ranks that are left; needs peft.
+
+    `rate` is one of the grid that all variants share.
+    """
     from peft import AdaLoraConfig, AdaLoraModel
 
     torch.manual_seed(seed)
@@ -58,7 +62,7 @@ def tune(world: World, client: Client, config: Config, budget: int, rate: float,
     )
     model = AdaLoraModel(_WithLoss(world, tail), {"default": settings}, "default").to(world.device)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=RATE_RATIO * rate, weight_decay=0.0)
     for step, batch in enumerate(training_batches(client, config.batch, config.steps, seed)):
         loss: Tensor = model(batch).loss
         optimizer.zero_grad(set_to_none=True)

@@ -64,9 +64,11 @@ def learn_scales(
         for (outputs, _), a in zip(world.shapes, factors, strict=True)
     ]
     weights = [parameter for adapter in adapters for parameter in (adapter.a, adapter.b)]
-    optimizer = torch.optim.AdamW(
-        [{"params": weights, "lr": config.local_rate}, {"params": [leaf], "lr": config.scale_rate}], weight_decay=0.0
-    )
+    groups = [
+        {"params": weights, "lr": config.local_rate},
+        {"params": [leaf], "lr": config.scale_rate, "eps": config.scale_epsilon},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
 
     # Not `loop.fit`: at the scales' floor the first steps make the prior a million times larger, and it comes back.
     with world.adapted(adapters):

@@ -15,7 +15,7 @@ from mobileicsa.methods.base import Plan, Step, Tick, Trial
 from mobileicsa.methods.fedp2eft import adalora
 from mobileicsa.methods.fedp2eft.config import SIZES, Config
 from mobileicsa.methods.fedp2eft.federation import federate
-from mobileicsa.methods.fedp2eft.strategies import BASELINES, CONTROLS, METHOD, VARIANTS
+from mobileicsa.methods.fedp2eft.strategies import BASELINES, CONTROLS, METHOD
 from mobileicsa.methods.fedp2eft.texts import PUD, XCOPA, pud_file, xcopa_files
 from mobileicsa.methods.fedp2eft.tuning import Tuning, claimed, fine_tunes, metric_name
 from mobileicsa.methods.fedp2eft.world import World, device_named
@@ -43,7 +43,8 @@ class FedP2EFT:
         return sha256_parts([("base", open_checkpoint(config.base).identity), ("data", digest(paths))])
 
     def plan(self, config: Config) -> Plan:
-        variants = [Step(name=name, ticks=fine_tunes(config, name)) for name in VARIANTS]
+        names = (METHOD, *BASELINES, *CONTROLS[config.keep_scales])
+        variants = [Step(name=name, ticks=fine_tunes(config, name)) for name in names]
         # A client's cache, and a round of the federation, take about as long as fine-tuning so many clients.
         prepare = Step(name="federation", ticks=len(config.clients) + config.rounds)
         return Plan(variants=tuple(variants), prepare=prepare)
@@ -82,9 +83,12 @@ class FedP2EFT:
             rivals = {name: table[name] for name in BASELINES if metric in table[name]}
             judged.append(judge_above(claim, metric, table[METHOD], rivals, lower=True))
         metric = metric_name("unseen", first)
-        controls = [f"{name} {paired(table[METHOD][metric], table[name][metric]).mean:+.4f}" for name in CONTROLS]
+        controls = [
+            f"{name} {paired(table[METHOD][metric], table[name][metric]).mean:+.4f}"
+            for name in CONTROLS[config.keep_scales]
+        ]
         why = ". ".join(verdict.why for verdict in judged)
-        why = f"{why}. Against the controls for scales that act as a learning rate: {', '.join(controls)}"
+        why = f"{why}. Against the controls for what scales do as learning rates: {', '.join(controls)}"
         return Verdict(claim=claim, holds=all(verdict.holds for verdict in judged), why=why)
 
     def write(self, config: Config, trials: Mapping[str, Sequence[Trial]], staging: Staging) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """How each variant shares out a rank budget on a client: one function a variant, all of one shape.
 
-`uniform_tuned`, `unit_scales` and `mean_scale` are controls: scales far from 1 are a learning rate of their own, so
-that a gain over a plain uniform LoRA need not come from where the ranks are.
+Scales far from 1 are a learning rate of their own, so that a gain over a plain uniform LoRA need not come from where
+the ranks are: `uniform_tuned` and the controls tell the two apart.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mobileicsa.methods.fedp2eft.world import Client, World
 METHOD, ADALORA, TUNED = "fedp2eft", "adalora", "uniform_tuned"
 # Scored on seen and on unseen clients; the others on unseen ones.
 CLAIMED = (METHOD, "uniform", "random", ADALORA, "bayestune")
-CONTROLS = ("unit_scales", "mean_scale")
 BASELINES = (*CLAIMED[1:], TUNED)
-VARIANTS = (METHOD, *BASELINES, *CONTROLS)
+# By whether kept ranks keep their scales. Where all scales are 1 none acts as a learning rate.
+CONTROLS: Mapping[bool, tuple[str, ...]] = {True: ("unit_scales", "mean_scale"), False: ("learned_scales",)}
 # Stage 1 of a client that learns its scales alone, in steps of one that does so within a round.
 ALONE = 3
 
@@ -70,19 +70,23 @@ def bayestune(setting: Setting, client: Client) -> Allocation:
         steps = ALONE * config.local_steps
         setting.alone[client.name] = learn_scales(world, client, setting.factors, start, config, steps, setting.seed)
     scales = setting.alone[client.name]
-    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+    return _kept(setting, scales)
 
 
 def fedp2eft(setting: Setting, client: Client) -> Allocation:
-    """Scales that the federation's generator makes of the client's statistics; the largest are kept, as multipliers."""
-    scales = generated(setting.generator, client)
-    return Allocation(mask=_largest(setting, scales), scales=scales, factor=setting.factor)
+    """The ranks to which the federation's generator gives the largest scales, by the client's statistics."""
+    return _kept(setting, generated(setting.generator, client))
 
 
 def unit_scales(setting: Setting, client: Client) -> Allocation:
     """Our ranks, without our scales."""
     ours = fedp2eft(setting, client)
     return replace(ours, scales=torch.ones(ours.scales.shape))
+
+
+def learned_scales(setting: Setting, client: Client) -> Allocation:
+    """Our ranks, with our scales."""
+    return replace(fedp2eft(setting, client), scales=generated(setting.generator, client))
 
 
 def mean_scale(setting: Setting, client: Client) -> Allocation:
@@ -100,6 +104,13 @@ def generated(generator: Generator, client: Client) -> Tensor:
     return scales
 
 
+def _kept(setting: Setting, scales: Tensor) -> Allocation:
+    """The largest scales a parameter, for ranks of different modules do not cost the same; as multipliers, or as 1."""
+    mask = _largest(setting, scales / setting.world.costs.unsqueeze(1))
+    multipliers = scales if setting.config.keep_scales else torch.ones(scales.shape)
+    return Allocation(mask=mask, scales=multipliers, factor=setting.factor)
+
+
 def _largest(setting: Setting, scores: Tensor) -> Tensor:
     costs = setting.world.costs
     whole = uniform_mask(len(costs), setting.config.rank, setting.budget)
@@ -114,5 +125,6 @@ STRATEGIES: Mapping[str, Strategy] = {
     "random": random,
     "bayestune": bayestune,
     "unit_scales": unit_scales,
+    "learned_scales": learned_scales,
     "mean_scale": mean_scale,
 }

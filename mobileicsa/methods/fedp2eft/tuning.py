@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +21,12 @@ from mobileicsa.methods.loop import Diverged
 
 # Variants that are scored at the other budgets and on text of other languages too.
 WIDELY_SCORED = (METHOD, "uniform")
+# Learning rates that a climb tries: the first one, and most often two more.
+USUAL_CLIMB = 3
 
 
 class Tuning:
-    """`state`: the generator's; `tick` is called after every fine-tune, `fine_tunes` times in all."""
+    """`state`: the generator's; `tick` is called after every fine-tune, some `fine_tunes` times in all."""
 
     def __init__(
         self, world: World, config: Config, variant: str, seed: int, state: Mapping[str, Tensor], tick: Tick
@@ -67,9 +69,16 @@ class Tuning:
                 return math.inf
             return mean if math.isfinite(mean) else math.inf
 
-        losses = {(rate, config.factor): loss(rate, config.factor) for rate in config.rates}
-        rate, _ = min(losses, key=losses.__getitem__)
-        losses |= {(rate, factor): loss(rate, factor) for factor in _other_factors(config, self.variant)}
+        losses: dict[tuple[float, float], float] = {}
+
+        def try_once(rate: float, factor: float) -> float:
+            if (rate, factor) not in losses:
+                losses[rate, factor] = loss(rate, factor)
+            return losses[rate, factor]
+
+        best = config.rates[climb(len(config.rates), lambda index: try_once(config.rates[index], config.factor))]
+        for factor in (config.factor, *_other_factors(config, self.variant)):
+            try_once(best * config.factor / factor, factor)
         return min(losses, key=losses.__getitem__)
 
     def _score(
@@ -115,6 +124,15 @@ class Tuning:
         return replace(self.allocations[key], factor=factor)
 
 
+def climb(count: int, loss: Callable[[int], float]) -> int:
+    """Index of the loss from which no step of one leads lower, sought from the middle of `count`; larger ones first."""
+    best = count // 2
+    for step in (1, -1):
+        while 0 <= best + step < count and loss(best + step) < loss(best):
+            best += step
+    return best
+
+
 def claimed(config: Config) -> Iterator[tuple[str, int]]:
     """Pool and budget of every metric of the claim, the first one first."""
     first, *others = config.budgets
@@ -140,9 +158,9 @@ def metric_name(pool: str, budget: int) -> str:
 
 
 def fine_tunes(config: Config, variant: str) -> int:
-    """How many clients fine-tune in a trial."""
+    """How many clients fine-tune in a trial, about: how far a climb goes is not known beforehand."""
     scored = list(scored_on(config, variant))
-    choices = len(config.rates) + len(_other_factors(config, variant))
+    choices = min(len(config.rates), USUAL_CLIMB) + len(_other_factors(config, variant))
     tuned = len({budget for _, budget in scored}) * choices * min(config.tuning_clients, len(config.languages))
     return tuned + sum(client.partition(":")[0] == pool for pool, _ in scored for client in config.clients)
 

@@ -21,6 +21,7 @@ from mobileicsa.methods.fedp2eft.texts import ClientText, read_clients
 from mobileicsa.methods.lora import Adapter, Slot
 from mobileicsa.models.decoder import Decoder, positions_for
 from mobileicsa.models.load import load_decoder
+from mobileicsa.models.product import linear
 
 # Windows of a pass that fills the cache.
 CACHE_BATCH = 16
@@ -98,7 +99,7 @@ class World:
     def loss(self, batch: Batch, tail: nn.Module | None = None) -> Tensor:
         """Mean cross entropy in nats a token (scalar)."""
         hidden = (self.tail if tail is None else tail)(batch.hidden)
-        logits = F.linear(self.decoder.head.norm(hidden), self._head)
+        logits = linear(self.decoder.head.norm(hidden), self._head)
         if self.decoder.head.softcap is not None:
             logits = self.decoder.head.softcap(logits)
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())

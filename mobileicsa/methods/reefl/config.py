@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +36,7 @@ class ReeflConfig(RunConfig):
     - `per_class`: at most so many training examples of a class;
     - `local_steps`: of a client's round, over its data again where it is short; None: one pass;
     - `optimizer`: of a client's round, begun anew each time; `lr` falls to `end_lr` over the rounds;
+    - `rates`: (baseline, its first rate in the place of `lr`), so that rivals are tuned too; they fall alike;
     - `held_out`: share of each client's examples that it does not train on; `scored`: these, or the test split;
     - `ramp`: rounds until distillation has its full weight; `teacher_keep`: of the moving mean that picks the teacher.
     """
@@ -64,12 +65,18 @@ class ReeflConfig(RunConfig):
     batch: Positive = 32
     lr: Rate = 0.05
     end_lr: Rate = 0.001
+    rates: tuple[tuple[Baseline, Rate], ...] = ()
     clip_value: Rate = 1.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     ramp: Positive = 300
     teacher_keep: Share = 0.8
     lora_rank: Positive = 32
     lora_alpha: Rate = 64.0
+
+    def tuned(self, variant: str) -> ReeflConfig:
+        """With this variant's own first rate, if it has one, and a last rate in proportion."""
+        lr = dict[str, float](self.rates).get(variant, self.lr)
+        return replace(self, lr=lr, end_lr=self.end_lr * lr / self.lr)
 
 
 FULL = ReeflConfig()
@@ -80,18 +87,19 @@ SMALL = ReeflConfig(
     blocks=8,
     heads=4,
     side=None,
-    patch=None,
+    patch=8,
     start_share=0.5,
-    start_steps=200,
+    start_steps=800,
     clients=20,
-    per_round=4,
-    rounds=40,
-    local_steps=5,
+    per_round=5,
+    rounds=200,
+    local_steps=2,
     batch=16,
-    ramp=12,
+    ramp=60,
     optimizer="adam",
-    lr=0.002,
-    end_lr=0.0002,
+    lr=0.004,
+    end_lr=0.0004,
+    rates=(("depthfl", 0.05), ("inclusivefl", 0.05), ("scalefl", 0.05), ("exclusivefl", 0.05)),
     lora_rank=8,
     lora_alpha=16.0,
 )

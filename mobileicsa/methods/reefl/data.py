@@ -15,6 +15,8 @@ from mobileicsa.methods.partition import by_group, dirichlet, split
 from mobileicsa.methods.reefl.config import ReeflConfig
 from mobileicsa.methods.tasks import Examples, Split
 
+# The start stands in for one published checkpoint, as the paper's DeiT-S: its examples are the same for every seed.
+START_SEED = 0
 # A client's training batch needs some.
 LEAST_EXAMPLES = 4
 
@@ -47,7 +49,10 @@ class Federation:
 
 
 def federate(task: str, config: ReeflConfig, seed: int) -> Federation:
-    """The task's data cut up by `seed`: by speaker where speakers are known, else by Dirichlet draws over labels."""
+    """The start's part, the same for every seed, and clients cut from the rest by `seed`.
+
+    By speaker where speakers are known, else by Dirichlet draws over labels.
+    """
     data = SOURCES[task].load(config.data, config.per_class)
     train, test = data.train, data.test
     if train.groups:
@@ -71,7 +76,7 @@ def federate(task: str, config: ReeflConfig, seed: int) -> Federation:
 
 
 def _by_label(train: Examples, config: ReeflConfig, seed: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    order = np.random.default_rng(seed).permutation(len(train))
+    order = np.random.default_rng(START_SEED).permutation(len(train))
     count = round(config.start_share * len(train))
     rest = np.sort(order[count:])
     _check_amount(len(rest), config)
@@ -80,13 +85,16 @@ def _by_label(train: Examples, config: ReeflConfig, seed: int) -> tuple[NDArray[
 
 
 def _by_speaker(train: Examples, config: ReeflConfig, seed: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Whole speakers for the start; the others' clips cut up, or several speakers a client where they are many."""
+    """Whole speakers for the start, the first by name.
+
+    The others' clips are cut up, or several speakers go to a client where they are many.
+    """
     speakers = by_group(train.groups)
-    draw = np.random.default_rng(seed)
-    names = [str(name) for name in draw.permutation(sorted(speakers))]
+    names = sorted(speakers)
     count = min(round(config.start_share * len(names)), len(names) - 1)
     start = [speakers[name] for name in names[:count]]
-    rest = names[count:]
+    draw = np.random.default_rng(seed)
+    rest = [str(name) for name in draw.permutation(names[count:])]
     _check_amount(sum(len(speakers[name]) for name in rest), config)
     each = [len(part) for part in np.array_split(np.arange(config.clients), len(rest))]
     if min(each) == 0:

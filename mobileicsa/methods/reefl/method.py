@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ from mobileicsa.methods.result import Metrics, Verdict, judge_above
 CLAIM = "mean accuracy over exits lies above own heads with all-pairs distillation (DepthFL) and above ExclusiveFL"
 RIVALS = ("depthfl", "exclusivefl")
 # A step of the backbone's training beside a round of ReeFL.
-START_WEIGHT = 0.25
+START_WEIGHT = 0.4
 
 
 class Reefl:
@@ -52,25 +53,21 @@ class Reefl:
     def plan(self, config: ReeflConfig) -> Plan:
         ticks = config.rounds * len(config.tasks)
         steps = [Step(name=n, ticks=ticks, weight=ticks * VARIANTS[n].cost) for n in (NAME, *config.baselines)]
-        start = START_WEIGHT * config.start_steps * len(config.tasks)
+        start = START_WEIGHT * config.start_steps * len(config.tasks) / config.seeds
         return Plan(prepare=Step(name="backbone", ticks=len(config.tasks), weight=start), variants=tuple(steps))
 
     def prepare(self, config: ReeflConfig, seed: int, tick: Tick) -> Mapping[str, Tensor]:
-        """The backbone of each task, as `task/parameter`; none where it starts from random weights."""
+        """The backbone of each task, as `task/parameter`, the same for every seed; none where it is random."""
+        if seed == config.seed:
+            _start.cache_clear()  # of a run before in this process, whose files may have been others
         found: dict[str, Tensor] = {}
         for task in config.tasks:
-            federation = federate(task, config, seed)
-            spec = whole_spec(task, config, federation)
-            start: Mapping[str, Tensor] = {}
-            if config.start is not None:
-                start = read_vit(config.start, spec)
-            elif federation.start is not None and config.start_steps:
-                start = train_backbone(spec, federation.start, config, seed)
-            found |= {f"{task}/{name}": value for name, value in start.items()}
+            found |= {f"{task}/{name}": value for name, value in _start(task, config).items()}
             tick()
         return found
 
     def run(self, config: ReeflConfig, variant: str, seed: int, shared: Mapping[str, Tensor], tick: Tick) -> Trial:
+        config = config.tuned(variant)
         accuracies: dict[str, list[float]] = {}
         tensors: dict[str, Tensor] = {}
         notes: dict[str, dict[str, int]] = {}
@@ -107,6 +104,18 @@ class Reefl:
             write_model(staging, role, task, trials[NAME][0])
             roles[role] = role
         return roles
+
+
+@lru_cache(maxsize=len(SOURCES))
+def _start(task: str, config: ReeflConfig) -> Mapping[str, Tensor]:
+    """Read, or learned once for all seeds of a run."""
+    federation = federate(task, config, config.seed)
+    spec = whole_spec(task, config, federation)
+    if config.start is not None:
+        return read_vit(config.start, spec)
+    if federation.start is None or not config.start_steps:
+        return {}
+    return train_backbone(spec, federation.start, config)
 
 
 def _metrics(accuracies: Mapping[str, Sequence[float]], notes: Mapping[str, Mapping[str, int]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mobileicsa.methods.loop import batches, cosine, fit
 from mobileicsa.methods.lora import put_adapters
 from mobileicsa.methods.reefl.config import ReeflConfig
-from mobileicsa.methods.reefl.data import SOURCES, Federation
+from mobileicsa.methods.reefl.data import SOURCES, START_SEED, Federation
 from mobileicsa.methods.tasks import Examples
 from mobileicsa.methods.updates import Array, Arrays, corner
 from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec
@@ -97,10 +97,10 @@ def write(arrays: Arrays, parameters: Mapping[str, nn.Parameter]) -> None:
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(corner(arrays[name], tuple(parameter.shape)))))
 
 
-def train_backbone(spec: ExitVitSpec, examples: Examples, config: ReeflConfig, seed: int) -> dict[str, Tensor]:
+def train_backbone(spec: ExitVitSpec, examples: Examples, config: ReeflConfig) -> dict[str, Tensor]:
     """A ViT with one exit behind its last block, trained in one place; returns everything but its head."""
     alone = replace(spec, kind="own", exits=(spec.blocks,))
-    with seeded(seed):
+    with seeded(START_SEED):
         model = ExitVit(alone).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.start_lr, weight_decay=START_DECAY)
 
@@ -111,7 +111,7 @@ def train_backbone(spec: ExitVitSpec, examples: Examples, config: ReeflConfig, s
     fit(
         list(model.parameters()),
         optimizer,
-        islice(batches(len(examples), START_BATCH, seed), config.start_steps),
+        islice(batches(len(examples), START_BATCH, START_SEED), config.start_steps),
         loss_of,
         clip_norm=1.0,
         rate=lambda step: min(1.0, (step + 1) / 20) * cosine(step, config.start_steps, 1.0, 0.05),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,13 +19,16 @@ from mobileicsa.methods.reefl.data import Federation
 from mobileicsa.methods.reefl.losses import ramp
 from mobileicsa.methods.reefl.models import accuracies, build, device, read, resized, write
 from mobileicsa.methods.reefl.variants import Variant, budget, join, takes_part
-from mobileicsa.methods.tasks import Examples
 from mobileicsa.methods.updates import Arrays, Guard, Update
 from mobileicsa.models.early_exit_vit import ExitVit, ExitVitSpec, held
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 # Keeps a round's shuffles apart from the next one's.
 ROUND_STRIDE = 1009
+HISTORY_BATCH = 256
+
+# Indices of a client's examples to the logits of the exits it holds.
+LogitsOf = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -39,6 +42,7 @@ class Clients:
     start: Mapping[str, Tensor]
     seed: int
     _models: dict[int, tuple[ExitVit, dict[str, nn.Parameter]]] = field(default_factory=dict)
+    _histories: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -60,8 +64,22 @@ class Clients:
         write(state, parameters)
         examples = self.federation.clients[client]
         model.train()
-        _train(model, exits, list(parameters.values()), examples, self.variant, self.config, round, self.seed)
+        logits_of = self._logits_of(client, model, exits)
+        learned = list(parameters.values())
+        _train(logits_of, exits, learned, examples.labels, self.variant, self.config, round, self.seed)
         return Update(client=client, round=round, examples=len(examples), arrays=read(parameters))
+
+    def _logits_of(self, client: str, model: ExitVit, exits: int) -> LogitsOf:
+        """By a client's indices. CLS rows that nothing learned can change are computed once for each client."""
+        inputs = self.federation.clients[client].inputs
+        if self.config.regime != "frozen" or model.spec.modulation:
+            return lambda indices: model(resized(inputs[indices], model.spec), exits)
+        if client not in self._histories:
+            with torch.no_grad():
+                rows = [model.history(resized(part, model.spec), exits) for part in torch.split(inputs, HISTORY_BATCH)]
+            self._histories[client] = torch.cat(rows).cpu()  # all clients' at once
+        history = self._histories[client]
+        return lambda indices: model.answers(history[indices].to(device()), exits)
 
     def accuracies(self, state: Arrays) -> list[float]:
         """Accuracy at each exit of the model that a client of that budget holds, on what is scored."""
@@ -107,10 +125,10 @@ def federated(clients: Clients, tick: Tick) -> Server:
 
 
 def _train(
-    model: ExitVit,
+    logits_of: LogitsOf,
     exits: int,
     parameters: list[nn.Parameter],
-    examples: Examples,
+    labels: Tensor,
     variant: Variant,
     config: ReeflConfig,
     round: int,
@@ -122,11 +140,10 @@ def _train(
     means = [MovingMean(config.teacher_keep) for _ in range(exits)]
 
     def loss_of(indices: Tensor) -> Tensor:
-        logits = model(resized(examples.inputs[indices], model.spec), exits)
-        return variant.loss(logits, examples.labels[indices].to(device()), weight, means)
+        return variant.loss(logits_of(indices), labels[indices].to(device()), weight, means)
 
-    steps = config.local_steps or -(-len(examples) // config.batch)
-    shuffled = batches(len(examples), config.batch, seed + ROUND_STRIDE * (round + 1))
+    steps = config.local_steps or -(-len(labels) // config.batch)
+    shuffled = batches(len(labels), config.batch, seed + ROUND_STRIDE * (round + 1))
     fit(
         parameters,
         OPTIMIZERS[config.optimizer](parameters, lr=lr),

@@ -30,8 +30,9 @@ MOMENTUM = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """`cost`: expected time of a round, ReeFL's is 1; `everyone`: clients of any budget, else of the deepest only.
+    """`everyone`: clients of any budget, else of the deepest only.
 
+    `cost`: expected time of a round on a frozen backbone, ReeFL's is 1.
     `widths`: a client of a smaller budget holds this leading share of every width, and is scored on that.
     """
 
@@ -53,12 +54,12 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     NAME: Variant(kind="recurrent", modulation=True, loss=best_exit_teaches, cost=1.0),
-    "depthfl": Variant(loss=all_teach_all, cost=0.55),
-    "inclusivefl": Variant(loss=last_exit, momentum=True, cost=0.5),
-    "scalefl": Variant(loss=last_teaches, widths=SCALEFL_WIDTHS, cost=0.45),
-    "exclusivefl": Variant(loss=sum_of_exits, everyone=False, cost=0.75),
+    "depthfl": Variant(loss=all_teach_all, cost=0.15),
+    "inclusivefl": Variant(loss=last_exit, momentum=True, cost=0.15),
+    "scalefl": Variant(loss=last_teaches, widths=SCALEFL_WIDTHS, cost=0.15),
+    "exclusivefl": Variant(loss=sum_of_exits, everyone=False, cost=0.15),
     "no-distillation": Variant(kind="recurrent", modulation=True, loss=sum_of_exits, cost=1.0),
-    "no-modulation": Variant(kind="recurrent", loss=best_exit_teaches, cost=0.6),
+    "no-modulation": Variant(kind="recurrent", loss=best_exit_teaches, cost=0.35),
 }
 
 
