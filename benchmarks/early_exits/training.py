@@ -27,7 +27,7 @@ RAMP_SHARE = 0.5  # of the steps, until distillation has its full weight
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A step is BATCH images. The defaults take about seven minutes of one core with AVX-512 bfloat16 products."""
+    """A step is BATCH images. The defaults take about eight minutes of one core with AVX-512 bfloat16 products."""
 
     steps: int = 3000
     seed: int = 0
