@@ -25,8 +25,8 @@ def rope_table(rope: RopeSpec, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def causal_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """Additive mask (T, S): key position <= query position, and within the sliding window if there is one."""
-    distance = query[:, None] - key[None, :]
+    """Additive mask (..., T, S) of positions (..., T) and (..., S): key <= query, within the sliding window if any."""
+    distance = query[..., :, None] - key[..., None, :]
     allowed = distance >= 0
     if window is not None:
         allowed = allowed & (distance < window)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import MASKED, positions_for, rope_table
+from mobileicsa.models.decoder import causal_mask, positions_for, rope_table
 
 Positions = tuple[list[tuple[Tensor, Tensor]], dict[int | None, Tensor]]
 
@@ -41,13 +41,13 @@ class PlacedWindows:
         or (B, 1, T, S) of a sliding window, out of which the first rows may lie."""
         query = self.content + offsets[:, None]
         ropes = [(cos[query][:, None], sin[query][:, None]) for cos, sin in self.tables]
-        key = torch.cat((self.first.expand(len(offsets), -1), query), dim=1)
-        distance = query[:, :, None] - key[:, None, :]
-        masks = {
-            window: mask if window is None else torch.where((distance >= 0) & (distance < window), 0.0, MASKED)[:, None]
-            for window, mask in self.masks.items()
-        }
-        return ropes, masks
+        return ropes, {window: self._mask(window, query) for window in self.masks}
+
+    def _mask(self, window: int | None, query: Tensor) -> Tensor:
+        if window is None:  # the same wherever the windows stand
+            return self.masks[None]
+        key = torch.cat((self.first.expand(len(query), -1), query), dim=1)
+        return causal_mask(query, key, window)[:, None]
 
 
 def spread(count: int, furthest: int, seed: int) -> Tensor:
