@@ -15,13 +15,16 @@ from torch.nn.functional import pad
 from benchmarks.early_exits import run, train
 from benchmarks.early_exits.figure import draw
 from benchmarks.early_exits.measure import Answers, joined
+from benchmarks.early_exits.start import factors, mimic_trained, waves
 from benchmarks.early_exits.training import SHIFT, Settings, augmented
 from benchmarks.early_exits.training import train as train_model
 from mobileicsa.artifact.exits import THRESHOLDS
 from mobileicsa.cli.screen import Screen
 from mobileicsa.core.errors import UsageError
 from mobileicsa.io.json_file import write_json
+from mobileicsa.methods.reefl.models import seeded
 from mobileicsa.methods.tasks import Examples
+from mobileicsa.models.early_exit_vit import ExitVit
 from mobileicsa.models.exit_folder import read_exits, read_model
 from mobileicsa.quantize.steps import Quiet
 
@@ -52,6 +55,43 @@ def test_an_augmented_image_is_a_shifted_one_mirrored_or_not() -> None:
         assert matches
         places.add(matches[0])
     assert len(places) > 1
+
+
+def test_a_place_is_most_like_itself_and_the_next_ones() -> None:
+    likeness = waves(5, 6, 16) @ waves(5, 6, 16).T
+    middle = likeness[2 * 6 + 3].view(5, 6)
+    assert int(middle.argmax()) == 2 * 6 + 3
+    assert float(middle[2, 4]) == pytest.approx(float(middle[2, 2])) == pytest.approx(float(middle[1, 3]))
+    assert float(middle[2, 4]) > float(middle[2, 5]) and float(middle[1, 3]) > float(middle[0, 3])
+
+
+def test_factors_of_full_rank_multiply_to_what_is_wanted_and_of_less_to_the_nearest() -> None:
+    with seeded(0):
+        exact, nearest = (torch.mm(*factors(0.0, -0.4, 8, rank)) for rank in (8, 4))
+        noisy = torch.mm(*factors(0.7, 0.7, 256, 256))
+    assert torch.allclose(exact, -0.4 * torch.eye(8), atol=1e-6)
+    assert float((nearest - exact).square().sum()) == pytest.approx(4 * 0.4**2, rel=1e-4)
+    assert float(noisy.diagonal().mean()) == pytest.approx(0.7, abs=0.02)
+    assert float((noisy - 0.7 * torch.eye(256)).std() * 256**0.5) == pytest.approx(0.7, abs=0.02)
+
+
+def test_attention_starts_by_looking_near_by() -> None:
+    spec = Settings().spec(Examples(inputs=torch.zeros(1, 3, 32, 32), labels=torch.zeros(1)), 10)
+    far = []
+    for mimics in (False, True):
+        with seeded(0):
+            model = ExitVit(spec)
+            if mimics:
+                mimic_trained(model)
+        attention = model.blocks[0].attn
+        with torch.no_grad():
+            rows = model.blocks[0].norm1(model.embed(torch.zeros(1, 3, 32, 32)))[0, 1:]
+            q, k = (part(rows).view(64, spec.heads, spec.head_dim).transpose(0, 1) for part in (attention.q, attention.k))
+            weights = (q @ k.transpose(1, 2) * spec.head_dim**-0.5).softmax(-1).mean(0)
+        places = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+        far.append(float((weights * torch.cdist(places, places)).sum(-1).mean()))
+    untrained, mimicking = far
+    assert mimicking < 0.9 * untrained
 
 
 def test_all_exits_learn_and_a_seed_repeats() -> None:
@@ -129,7 +169,13 @@ def test_every_kind_is_measured_on_every_runtime(result: dict[str, Any]) -> None
 def test_the_figure_names_kinds_runtimes_and_units() -> None:
     points = [{"accuracy": 0.4, "mean_macs": 1e6, "mean_ms": 1.0}, {"accuracy": 0.5, "mean_macs": 2e6, "mean_ms": 2.0}]
     kinds = {"float32": points, "w8a8": points}
-    shown = draw({"exits": [{}, {}], "test_images": 2000, "curves": {"onnx": kinds, "executorch": kinds}})
-    for words in ("float32", "W8A8", "ONNX Runtime", "ExecuTorch", "millions", "milliseconds", "2,000"):
+    result = {
+        "exits": [{"macs": 1e6}, {"macs": 2e6}],
+        "accuracy_by_exit": {"float32": [0.4, 0.5]},
+        "test_images": 2000,
+        "curves": {"onnx": kinds, "executorch": kinds},
+    }
+    shown = draw(result)
+    for words in ("float32", "always exit", "W8A8", "ONNX Runtime", "ExecuTorch", "millions", "milliseconds", "2,000"):
         assert words in shown, words
     assert re.search(r"<!-- 4\d(\.\d)?% -->", shown), "accuracy in percent"
