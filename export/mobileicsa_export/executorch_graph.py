@@ -24,6 +24,8 @@ from mobileicsa_export.executorch_quant import (
     widen_int4,
 )
 
+CONCATENATED = 5  # tensors at most in one concatenation of XNNPACK's
+
 
 def prepare(program: ExportedProgram, weights: dict[int, Tensor]) -> dict[str, int]:
     """Rewrite `program` in place; counts of what was expressed in which form.
@@ -183,13 +185,14 @@ def _tanh_gelu(editor: ProgramEditor) -> None:
 
 
 def _flatten_concatenations(editor: ProgramEditor) -> None:
-    """cat(cat(prefix, past), new) -> cat(prefix, past, new)."""
+    """cat(cat(prefix, past), new) -> cat(prefix, past, new), where the delegate takes so many."""
     for node in nodes(editor, aten.cat.default):
         parts: list[fx.Node] = []
         for part in node.args[0]:  # type: ignore[union-attr]
             inner = part.target is aten.cat.default and part.args[1:] == node.args[1:]  # type: ignore[union-attr]
             parts.extend(part.args[0] if inner else [part])  # type: ignore[union-attr, arg-type, list-item]
-        node.args = (parts, *node.args[1:])
+        if len(parts) <= CONCATENATED:
+            node.args = (parts, *node.args[1:])
 
 
 def _load_before_concatenation(editor: ProgramEditor) -> None:
