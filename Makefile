@@ -106,7 +106,7 @@ bench-speed: setup $(DEMO_OUTPUT)/w8a8/manifest.json $(DEMO_OUTPUT)/w4a8/manifes
 	$(BIN)/python -m benchmarks.speed.curves --work $(BENCH_WORK)/curves
 	$(BIN)/python -m benchmarks.tables
 
-# A ViT with early exits, trained and measured on CIFAR-10: about 15 minutes on one core, which must be quiet at the end.
+# A ViT with early exits, trained and measured on CIFAR-10: about 12 minutes on one core, which must be quiet at the end.
 $(BENCH_WORK)/early-exits/model/training.json: | setup
 	$(BIN)/python -m benchmarks.early_exits.train --work $(BENCH_WORK)/early-exits
 

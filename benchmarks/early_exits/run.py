@@ -38,7 +38,7 @@ from mobileicsa.quantize.steps import Progress
 RESULT = "early-exits-cifar10"
 SCHEMES = ("w8a8", "w4a8")
 CALIBRATION = "calibration.npz"
-REPEAT = 9
+REPEAT = 99
 
 
 def evenly(examples: Examples, count: int) -> Examples:

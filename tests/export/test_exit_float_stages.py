@@ -18,11 +18,12 @@ def test_a_stage_of_many_blocks_has_no_concatenation_too_wide_for_the_delegate(t
     pytest.importorskip("torchao", reason="torchao is not installed: pip install 'mobileicsa[executorch]'")
     if (reason := missing("host-cpu")) is not None:
         pytest.skip(reason)
-    from mobileicsa.program.exit_stages import export_float_stages
     from mobileicsa_export.executorch_stages import ExecutorchStages, write_stages
 
+    from mobileicsa.program.exit_stages import export_float_stages
+
     with seeded(0):
-        model = ExitVit(replace(SPEC, blocks=6, exits=(1, 6))).eval().requires_grad_(False)
+        model = ExitVit(replace(SPEC, blocks=5, exits=(1, 5))).eval().requires_grad_(False)
         inputs = torch.randn(1, 1, 8, 8)
     write_stages(export_float_stages(model, inputs), tmp_path)
     stages = ExecutorchStages(tmp_path, ["stage_0", "stage_1"])
