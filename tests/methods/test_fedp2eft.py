@@ -276,6 +276,13 @@ def test_settings_are_those_of_variant_and_budget() -> None:
     assert config.by_itself() == replace(config, local_rate=0.5)
 
 
+def test_every_variant_of_small_has_settings_of_its_own() -> None:
+    config = SIZES["small"]
+    names = ("fedp2eft", *BASELINES, *CONTROLS[config.keep_scales])
+    scored = {(name, budget) for name in names for _, budget in tuning.scored_on(config, name)}
+    assert scored == {(name, budget) for name, budget, *_ in config.tuned}
+
+
 def test_settings_are_chosen_on_other_text_of_seen_clients(base: Path, data_dir: Path) -> None:
     overrides = [f"base={base}", f"data={data_dir}", "new_languages=[]", "languages=[de]"]
     config = configure(SIZES, "smoke", overrides)

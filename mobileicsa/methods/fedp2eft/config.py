@@ -116,7 +116,7 @@ class Config(RunConfig):
 # the scales of the modules that matter most are turned down; in the longer stage 1 of a client alone they are so
 # at this one already.
 # Chosen on the seen clients' validation text with seeds of their own (benchmarks/LOG.md). `tuned`: every variant had as
-# many tries, six at rank 2 and eight at rank 8, with seed 100, and the best two again with seed 101.
+# many tries, six at rank 2 and eight at rank 8, with seed 100, two of the best again with seed 101; the control four.
 # Two blocks over cached states: a step of 64 tokens costs some 20 ms of one core.
 SMALL = Config(
     adapted_layers=2,
