@@ -20,9 +20,11 @@ from mobileicsa.cli.main import execute
 from mobileicsa.core.errors import EnvironmentFault, InputError
 from mobileicsa.core.target import Target
 from mobileicsa.io.checkpoint import Checkpoint, open_checkpoint
+from mobileicsa.methods.fedp2eft import adalora, tuning
 from mobileicsa.methods.fedp2eft.budget import uniform_mask
 from mobileicsa.methods.fedp2eft.client import (
     Allocation,
+    Factors,
     as_peft,
     draw_factors,
     fine_tune,
@@ -36,7 +38,8 @@ from mobileicsa.methods.fedp2eft.method import _files
 from mobileicsa.methods.fedp2eft.strategies import ADALORA, BASELINES, CONTROLS, STRATEGIES, Setting
 from mobileicsa.methods.fedp2eft.tail import Tail
 from mobileicsa.methods.fedp2eft.texts import read_clients
-from mobileicsa.methods.fedp2eft.world import World, hidden_states
+from mobileicsa.methods.fedp2eft.world import Client, World, hidden_states
+from mobileicsa.methods.lora import Adapter
 from mobileicsa.methods.overrides import configure
 from mobileicsa.methods.peft_vector import PeftVector
 from mobileicsa.models.adapter import read_adapter
@@ -192,11 +195,11 @@ def test_what_is_trained_on_the_tail_is_what_stock_peft_computes(
     adapters = fine_tune(w, client, draw_factors(w, config.rank, 7), allocation, config, 0.05, 7)
     as_peft(w, adapters).save(tmp_path / "adapter")
     with w.adapted(adapters), torch.no_grad():
-        ours = w.decoder.head.norm(w.tail(client.test.hidden)) @ w._head.T
+        ours = w.decoder.head.norm(w.tail(client.scored.hidden)) @ w._head.T
     assert set(PeftVector.load(tmp_path / "adapter").ranks.values()) == {2, 3}
     model = stock_model(base, tmp_path / "adapter")
     # The windows again, from the cached targets: the start token, then all but the last one.
-    ids = torch.cat((torch.full((config.test, 1), 1), w.vocabulary[client.test.targets[:, :-1]]), dim=1)
+    ids = torch.cat((torch.full((config.test, 1), 1), w.vocabulary[client.scored.targets[:, :-1]]), dim=1)
     with torch.no_grad():
         theirs = model(ids).logits[..., w.vocabulary]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
@@ -226,6 +229,72 @@ def test_kept_ranks_start_alike_whatever_else_is_kept(world: tuple[World, Config
         assert a is not None
         assert b is not None
         assert torch.equal(a.a, b.a[:1])
+
+
+def test_variants_of_a_seed_share_a_batches_and_clients(
+    world: tuple[World, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a difference between two of them is paired."""
+    w, config = world
+    config = replace(config, repeats=2)
+    state = Generator(4 * 7, len(w.costs), config.rank, 1.0, torch.Generator()).state_dict()
+    seen: dict[tuple[str, str, int], Factors] = {}
+
+    def fine_tune(
+        w: World, client: Client, factors: Factors, allocation: Allocation, config: Config, rate: float, seed: int
+    ) -> list[Adapter | None]:
+        seen[variant, client.name, seed] = factors
+        return start_adapters(w, factors, allocation)
+
+    def tune(w: World, client: Client, factors: Factors, *_: Any, seed: int, **__: float) -> tuple[Tail, int]:
+        seen[variant, client.name, seed] = factors
+        return w.tail, 1
+
+    monkeypatch.setattr(tuning, "fine_tune", fine_tune)
+    monkeypatch.setattr(adalora, "tune", tune)
+    for variant in ("fedp2eft", *BASELINES):
+        tuning.Tuning(w, config, variant, 3, state, lambda: None).trial()
+    runs = {name: {key[1:] for key in seen if key[0] == name} for name in ("fedp2eft", *BASELINES)}
+    assert len(runs["fedp2eft"]) == 2 * len(w.clients)
+    assert all(run == runs["fedp2eft"] for run in runs.values())
+    first, *others = seen.values()
+    assert all(torch.equal(a, b) for factors in others for a, b in zip(first, factors, strict=True))
+
+
+def test_adalora_starts_from_the_same_a(world: tuple[World, Config]) -> None:
+    w, config = world
+    factors = draw_factors(w, config.rank, 3)
+    tail, _ = adalora.tune(w, w.clients["unseen-de"], factors, config, 2, factor=1.0, rate=0.0, seed=0)
+    for (path, _), a in zip(tail.linears(), factors, strict=True):
+        assert torch.equal(tail.get_parameter(f"{path}.lora_A.default"), a[:3])
+
+
+def test_settings_are_those_of_variant_and_budget() -> None:
+    config = Config(factor=2.0, rate=0.1, tuned=(("uniform", 2, 8.0, 0.3),), alone=(("local_rate", 0.5),))
+    assert config.fine_tuning("uniform", 2) == (8.0, 0.3)
+    assert config.fine_tuning("uniform", 4) == config.fine_tuning("random", 2) == (2.0, 0.1)
+    assert config.by_itself() == replace(config, local_rate=0.5)
+
+
+def test_every_variant_of_small_has_settings_of_its_own() -> None:
+    config = SIZES["small"]
+    names = ("fedp2eft", *BASELINES, *CONTROLS[config.keep_scales])
+    scored = {(name, budget) for name in names for _, budget in tuning.scored_on(config, name)}
+    assert scored == {(name, budget) for name, budget, *_ in config.tuned}
+
+
+def test_settings_are_chosen_on_other_text_of_seen_clients(base: Path, data_dir: Path) -> None:
+    overrides = [f"base={base}", f"data={data_dir}", "new_languages=[]", "languages=[de]"]
+    config = configure(SIZES, "smoke", overrides)
+    worlds = [World(replace(config, scored=part), _files(config), lambda: None) for part in ("validation", "test")]
+    validation, test = (w.pool("unseen")[0] for w in worlds)
+    assert (validation.name, test.name) == ("seen-de", "unseen-de")
+    assert len(validation.scored.targets) == config.validation
+    assert len(test.scored.targets) == config.test
+    texts = [torch.cat((w.clients["seen-de"].train.targets, w.clients["seen-de"].scored.targets)) for w in worlds]
+    # No window of one part is in another.
+    windows = torch.unique(torch.cat((texts[0], texts[1][config.train :])), dim=0)
+    assert len(windows) == config.train + config.validation + config.test
 
 
 def test_ranks_go_by_what_they_are_worth_a_parameter(world: tuple[World, Config]) -> None:
@@ -267,6 +336,8 @@ def test_an_epsilon_lets_scales_move_by_what_they_matter(world: tuple[World, Con
         (["train=100000"], "windows of 12 are asked for"),
         (["data=/nowhere"], "pud_ar.tsv"),
         (["length=0"], "at least 1"),
+        (["tuned=[[uniform, 1, 32.0, 0.0]]"], "must be positive"),
+        (["tuned=[[adam, 1, 32.0, 0.1]]"], "should be"),
     ],
 )
 def test_a_wrong_request_is_refused(

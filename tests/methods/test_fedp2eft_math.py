@@ -12,7 +12,6 @@ from mobileicsa.core.errors import InputError
 from mobileicsa.methods.fedp2eft.budget import keep_largest, parameters, uniform_mask
 from mobileicsa.methods.fedp2eft.generator import Generator, clamp_through, features, follow, from_state, standardise
 from mobileicsa.methods.fedp2eft.objective import prior, significance, sparsity
-from mobileicsa.methods.fedp2eft.tuning import climb
 from mobileicsa.methods.lora import Adapter, Slot, initial_a
 
 SEED = torch.Generator().manual_seed(0)
@@ -72,18 +71,6 @@ def test_the_largest_are_kept_over_all_modules() -> None:
 def test_equal_scores_are_shared_out_evenly() -> None:
     costs = torch.tensor([3, 3, 3])
     assert torch.equal(keep_largest(torch.full((3, 8), 0.1), costs, 2 * 9), uniform_mask(3, 8, 2))
-
-
-@given(st.integers(1, 9), st.integers(0, 8))
-def test_a_climb_finds_the_only_valley(count: int, valley: int) -> None:
-    tried = []
-
-    def loss(index: int) -> float:
-        tried.append(index)
-        return abs(index - valley) if index < count - 1 else float("inf")  # the largest rate diverges
-
-    assert climb(count, loss) == min(range(count), key=lambda index: (loss(index), index))
-    assert set(tried) <= set(range(count))
 
 
 @given(

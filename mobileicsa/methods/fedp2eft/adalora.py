@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.core.errors import EnvironmentFault
-from mobileicsa.methods.fedp2eft.client import training_batches
+from mobileicsa.methods.fedp2eft.client import Factors, training_batches
 from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.tail import Tail
 from mobileicsa.methods.fedp2eft.world import Client, World
 
-# Ranks at the start over those at the end, the weight of the orthogonality loss, and how many times the other variants'
-# rate: three small factors need larger steps than two, of which one starts at full size. All as in the paper.
-START_RATIO, ORTHOGONAL, RATE_RATIO = 1.5, 0.1, 10
+# Ranks at the start over those at the end, and the weight of the orthogonality loss: as in the paper.
+START_RATIO, ORTHOGONAL = 1.5, 0.1
 
 
 class _WithLoss(nn.Module):
@@ -38,10 +37,12 @@ def check_available() -> None:
         )
 
 
-def tune(world: World, client: Client, config: Config, budget: int, rate: float, seed: int) -> tuple[Tail, int]:
+def tune(
+    world: World, client: Client, factors: Factors, config: Config, budget: int, factor: float, rate: float, seed: int
+) -> tuple[Tail, int]:
     """The adapted tail, and the number of parameters of the ranks that are left; needs peft.
 
-    `rate` is one of the grid that all variants share.
+    A starts with the first rows of `factors`, as every variant's does; peft draws B, by `seed`.
     """
     from peft import AdaLoraConfig, AdaLoraModel
 
@@ -56,13 +57,15 @@ def tune(world: World, client: Client, config: Config, budget: int, rate: float,
         deltaT=1,
         total_step=config.steps,
         orth_reg_weight=ORTHOGONAL,
-        lora_alpha=config.factor * start,
+        lora_alpha=factor * start,
         lora_dropout=0.0,
         target_modules=[f"tail.{path}" for path, _ in tail.linears()],
     )
     model = AdaLoraModel(_WithLoss(world, tail), {"default": settings}, "default").to(world.device)
+    for (path, _), a in zip(tail.linears(), factors, strict=True):
+        tail.get_parameter(f"{path}.lora_A.default").data[: len(a)].copy_(a[:start])
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=RATE_RATIO * rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     for step, batch in enumerate(training_batches(client, config.batch, config.steps, seed)):
         loss: Tensor = model(batch).loss
         optimizer.zero_grad(set_to_none=True)

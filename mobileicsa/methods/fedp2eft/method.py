@@ -72,8 +72,8 @@ class FedP2EFT:
         """Against every baseline that has the metric, on each of the claim's pools and budgets."""
         first, *others = config.budgets
         claim = (
-            f"test loss at the parameters of uniform rank {first} is below that of {', '.join(BASELINES)} on unseen"
-            " clients and, but for the last one, on seen ones"
+            f"{config.scored} loss at the parameters of uniform rank {first} is below that of {', '.join(BASELINES)} on"
+            " unseen and on seen clients"
         )
         if others:
             claim += f"; below that of uniform on unseen clients at rank {', '.join(map(str, others))}"
@@ -96,14 +96,13 @@ class FedP2EFT:
         staging.write_tensors(GENERATOR, {k.removeprefix(STATE): v for k, v in tensors.items() if k.startswith(STATE)})
         identity = open_checkpoint(config.base).identity
         folders = []
-        for language in config.languages:
-            prefix = f"adapter:unseen-{language}:"
+        for client in dict.fromkeys(key.split(":")[1] for key in tensors if key.startswith("adapter:")):
+            prefix = f"adapter:{client}:"
             found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if found:
-                modules = {key.rpartition(":")[0] for key in found}
-                updates = {name: LowRank(found[f"{name}:a"], found[f"{name}:b"]) for name in modules}
-                folders.append(f"{ADAPTERS}/unseen-{language}")
-                PeftVector(updates=updates, base=config.base, base_identity=identity).save(staging.path(folders[-1]))
+            modules = {key.rpartition(":")[0] for key in found}
+            updates = {name: LowRank(found[f"{name}:a"], found[f"{name}:b"]) for name in modules}
+            folders.append(f"{ADAPTERS}/{client}")
+            PeftVector(updates=updates, base=config.base, base_identity=identity).save(staging.path(folders[-1]))
         return {"adapter": folders[0], "adapters": ADAPTERS, "psg": GENERATOR}
 
     def _world_of(self, config: Config, tick: Tick = lambda: None) -> World:

@@ -1,7 +1,7 @@
 """How each variant shares out a rank budget on a client: one function a variant, all of one shape.
 
 Scales far from 1 are a learning rate of their own, so that a gain over a plain uniform LoRA need not come from where
-the ranks are: `uniform_tuned` and the controls tell the two apart.
+the ranks are: the controls tell the two apart.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.generator import Generator
 from mobileicsa.methods.fedp2eft.world import Client, World
 
-METHOD, ADALORA, TUNED = "fedp2eft", "adalora", "uniform_tuned"
+METHOD, ADALORA = "fedp2eft", "adalora"
 # Scored on seen and on unseen clients; the others on unseen ones.
 CLAIMED = (METHOD, "uniform", "random", ADALORA, "bayestune")
-BASELINES = (*CLAIMED[1:], TUNED)
+BASELINES = CLAIMED[1:]
 # By whether kept ranks keep their scales. Where all scales are 1 none acts as a learning rate.
 CONTROLS: Mapping[bool, tuple[str, ...]] = {True: ("unit_scales", "mean_scale"), False: ("learned_scales",)}
 # Stage 1 of a client that learns its scales alone, in steps of one that does so within a round.
@@ -63,8 +63,8 @@ def random(setting: Setting, client: Client) -> Allocation:
 
 
 def bayestune(setting: Setting, client: Client) -> Allocation:
-    """Scales learned by this client alone, from the same start, for `ALONE` times as long."""
-    config, world = setting.config, setting.world
+    """Scales learned by this client alone, for `ALONE` times as long as in a round."""
+    config, world = setting.config.by_itself(), setting.world
     if client.name not in setting.alone:
         start = torch.full((len(world.costs), config.rank), config.start_scale)
         steps = ALONE * config.local_steps
@@ -121,7 +121,6 @@ def _largest(setting: Setting, scores: Tensor) -> Tensor:
 STRATEGIES: Mapping[str, Strategy] = {
     METHOD: fedp2eft,
     "uniform": uniform,
-    TUNED: uniform,
     "random": random,
     "bayestune": bayestune,
     "unit_scales": unit_scales,

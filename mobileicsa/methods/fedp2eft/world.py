@@ -40,13 +40,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """`features`: statistics of what the base's linears read on the training text."""
+    """`scored`: text that it is judged by; `features`: statistics of what the base's linears read on `train`."""
 
     name: str
     pool: str
     train: Batch
-    validation: Batch
-    test: Batch
+    scored: Batch
     features: Tensor
 
     @property
@@ -65,6 +64,7 @@ class World:
         checkpoint = open_checkpoint(config.base)
         self.base_name, self.base_identity = config.base, checkpoint.identity
         self.device = device_named(config.device)
+        self._pool = "seen" if config.scored == "validation" else None
         self.decoder = load_decoder(checkpoint).to(self.device)
         spec = self.decoder.spec
         texts = read_clients(files, checkpoint, spec, config.length, config.parts)
@@ -83,7 +83,8 @@ class World:
         return Tail(self.decoder, adapted_layers).to(self.device)
 
     def pool(self, name: str) -> list[Client]:
-        return [client for client in self.clients.values() if client.pool == name]
+        """The clients to score in a pool: its own, or the seen ones where their validation text is scored."""
+        return [client for client in self.clients.values() if client.pool == (self._pool or name)]
 
     @contextmanager
     def adapted(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
@@ -114,19 +115,23 @@ class World:
     def _client(self, text: ClientText, config: Config, tick: Callable[[], None]) -> Client:
         windows = text.windows.to(self.device)
         targets = torch.searchsorted(self.vocabulary, windows[:, 1:].contiguous())
-        counts = [config.train, config.validation, config.test]
+        parts = dict(
+            zip(
+                ("train", "validation", "test"),
+                torch.split(torch.arange(len(windows)), [config.train, config.validation, config.test]),
+                strict=True,
+            )
+        )
+        train, scored = parts["train"], parts[config.scored]
         # Statistics are those of the training text alone.
-        train, moments = hidden_states(self.decoder, self.tail.first, windows[: config.train, :-1], observe=True)
-        others, _ = hidden_states(self.decoder, self.tail.first, windows[config.train :, :-1])
-        hidden = torch.split(torch.cat((train, others)), counts)
-        parts = [Batch(hidden=h, targets=t) for h, t in zip(hidden, torch.split(targets, counts), strict=True)]
+        hidden, moments = hidden_states(self.decoder, self.tail.first, windows[train, :-1], observe=True)
+        others, _ = hidden_states(self.decoder, self.tail.first, windows[scored, :-1])
         tick()
         return Client(
             name=text.name,
             pool=text.pool,
-            train=parts[0],
-            validation=parts[1],
-            test=parts[2],
+            train=Batch(hidden=hidden, targets=targets[train]),
+            scored=Batch(hidden=others, targets=targets[scored]),
             features=features(moments),
         )
 
