@@ -50,10 +50,10 @@ class PlacedWindows:
         return causal_mask(query, key, window)[:, None]
 
 
-def spread(count: int, furthest: int, seed: int) -> Tensor:
-    """Offsets (count,) int64 in [0, furthest]: every other window at 0, where every conversation begins, the others
-    drawn."""
+def spread(count: int, furthest: int, share: float, seed: int) -> Tensor:
+    """Offsets (count,) int64 in [0, furthest]: the share of the windows, at equal distances, drawn; the others at 0,
+    where every conversation begins."""
     random = torch.Generator().manual_seed(seed)
     offsets = torch.randint(0, furthest + 1, (count,), generator=random)
-    offsets[::2] = 0
-    return offsets
+    moved = (torch.arange(count + 1, dtype=torch.float64) * share).floor().diff() > 0
+    return torch.where(moved, offsets, 0)

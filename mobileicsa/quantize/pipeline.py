@@ -99,9 +99,8 @@ def quantize_model(
             spec, rotated, prefix, windows, scheme, recipe, seed=seed, store=store, run=run, progress=progress
         )
     # BOS without a prefix is a window's own first token, and stands where no conversation has it further on.
-    anywhere = recipe.calibration.spread and (bool(prefix) or spec.bos_id is None)
-    furthest = reach(spec, len(prefix), windows.shape[1]) if anywhere else 0
-    offsets = spread(windows.shape[0], furthest, seed)
+    share = recipe.calibration.spread if prefix or spec.bos_id is None else 0.0
+    offsets = spread(len(windows), reach(spec, len(prefix), windows.shape[1]), share, seed)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
     places = offsets[: len(windows)]
     mixed = None

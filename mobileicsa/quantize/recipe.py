@@ -23,8 +23,8 @@ class Calibration(BaseModel):
     """How much text, and of what length (tokens, BOS included).
 
     Learning stages see `learning_samples` windows, of which the first `samples` are those that all else sees. Where the
-    user gives a text, the model still writes the share `written` of them, and what a short text lacks. With `spread`
-    every other window stands somewhere further on in the context than right behind the prefix.
+    user gives a text, the model still writes the share `written` of them, and what a short text lacks. The share
+    `spread` of all windows stands somewhere further on in the context than right behind the prefix.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +32,7 @@ class Calibration(BaseModel):
     learning_samples: int = Field(default=0, ge=0, le=65536)
     length: int = Field(default=256, ge=2, le=32768)
     written: float = Field(default=0.0, ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)
-    spread: bool = Field(default=False, exclude_if=lambda spread: not spread)
+    spread: float = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: share == 0.0)
 
 
 class Learning(BaseModel):

@@ -104,14 +104,20 @@ def _differing(a: Tensor, b: Tensor) -> float:
     return float(((a - b).abs() > 1e-4 * b.abs().max()).float().mean())
 
 
-def test_every_other_window_stands_at_the_beginning_and_the_others_anywhere() -> None:
-    offsets = spread(64, 100, seed=3)
-    assert (offsets[::2] == 0).all()
-    assert 0 < int(offsets[1::2].min()) < 20
+@pytest.mark.parametrize(("share", "every"), [(0.5, 2), (0.25, 4), (1.0, 1)])
+def test_a_share_of_the_windows_stands_anywhere_and_the_others_at_the_beginning(share: float, every: int) -> None:
+    offsets = spread(64, 100, share, seed=3)
+    moved = torch.arange(64) % every == every - 1
+    assert (offsets[~moved] == 0).all()
+    assert 0 < int(offsets[moved].min()) < 20
     assert 80 < int(offsets.max()) <= 100
-    assert torch.equal(offsets, spread(64, 100, seed=3))
-    assert not torch.equal(offsets, spread(64, 100, seed=4))
-    assert (spread(5, 0, seed=0) == 0).all()
+    assert torch.equal(offsets, spread(64, 100, share, seed=3))
+    assert not torch.equal(offsets, spread(64, 100, share, seed=4))
+
+
+def test_without_a_share_or_room_every_window_stands_at_the_beginning() -> None:
+    assert (spread(64, 100, 0.0, seed=3) == 0).all()
+    assert (spread(5, 0, 0.5, seed=0) == 0).all()
 
 
 WHERE = (stream, distill, student)
@@ -134,7 +140,7 @@ def test_with_spread_every_stage_sees_windows_further_on_and_an_interrupted_run_
     block = Learning(scope="block", weights="latent", steps=2, batch=4, lr_weights=0.01, lr_ranges=0.003)
     model = Learning(weights="scale", steps=4, lr_ranges=0.003)
     fields = {
-        "calibration": Calibration(samples=32, learning_samples=96, length=20, spread=True),
+        "calibration": Calibration(samples=32, learning_samples=96, length=20, spread=0.5),
         "bias_correction": True,
     }
     whole = quantized(spec, weights, block, model, fields=fields)
