@@ -23,8 +23,8 @@ def quality_view(rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     held = "that neither calibration nor learning saw" if first["unseen"] else "of the calibration text"
     return {
         "terms": (
-            f"On {count} {held}; float32 has perplexity {number(first['float_perplexity'])} there. KL is over the "
-            "float model's 64 likeliest tokens and the rest as one. Noise is that of an edge's own rounding."
+            f"On {count} {held}; float32 behind the same prefix has perplexity {number(first['float_perplexity'])} "
+            "there. KL is over its 64 likeliest tokens and the rest as one. Noise is that of an edge's own rounding."
         ),
         "rows": [_row(row) for row in rows],
     }
