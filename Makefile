@@ -82,12 +82,12 @@ check-android: setup
 $(BENCH_WORK)/trained/training.json: | setup
 	$(BIN)/python -m benchmarks.small_model.train --output $(@D)
 
-# About four hours on two cores, and another one and a half for the zero-shot questions, the small model aside; finished
+# About four hours on two cores, and three more for the zero-shot questions, the small model aside; finished
 # steps in BENCH_WORK are not computed again.
 bench: setup $(BENCH_WORK)/trained/training.json
 	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 80
 	$(BIN)/python -m benchmarks.accuracy.run --work $(BENCH_WORK) --windows 80
-	$(BIN)/python -m benchmarks.accuracy.zero_shot --work $(BENCH_WORK) --limit 200
+	$(BIN)/python -m benchmarks.accuracy.zero_shot --work $(BENCH_WORK) --limit 2000
 	$(BIN)/python -m benchmarks.accuracy.run --work $(BENCH_WORK) --windows 80 \
 	  --model $(BENCH_WORK)/trained --name small-llama
 	$(BIN)/python -m benchmarks.accuracy.ablation --work $(BENCH_WORK) --windows 80 \
