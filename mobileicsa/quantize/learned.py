@@ -75,9 +75,9 @@ def learn(
         judge.look(learning.scope, student)
         base = student.freeze(base)
         told.append(facts)
-    # Odd: windows of two kinds that take turns are both among them.
-    every = max(1, windows.shape[0] // SEEN_AGAIN) | 1
-    seen, places = windows[::every], offsets[::every]
+    # From near to far, and an odd step: windows of two kinds that take turns are both among them.
+    picked = torch.argsort(offsets, stable=True)[:: max(1, len(windows) // SEEN_AGAIN) | 1]
+    seen, places = windows[picked], offsets[picked]
     tick = progress.step("ranges after learning", spec.num_layers * -(-seen.shape[0] // BATCH))
     edges, rows = observe_again(base.plan, base.tensors, seen, places, tick)
     return replace(base, plan=replace(base.plan, edges=edges)), rows, told

@@ -32,7 +32,8 @@ class Calibration(BaseModel):
     learning_samples: int = Field(default=0, ge=0, le=65536)
     length: int = Field(default=256, ge=2, le=32768)
     written: float = Field(default=0.0, ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)
-    spread: float = Field(default=0.0, ge=0.0, le=1.0, exclude_if=lambda share: share == 0.0)
+    # Strict: what once was `true` is no share of 1.
+    spread: float = Field(default=0.0, strict=True, ge=0.0, le=1.0, exclude_if=lambda share: share == 0.0)
 
 
 class Learning(BaseModel):

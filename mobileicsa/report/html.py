@@ -62,7 +62,7 @@ def render(report: dict[str, Any]) -> str:
     }
     return page_template(TEMPLATE).render(
         **build_view(report),
-        quality=quality_view(report.get("quality")),
+        quality=quality_view(report.get("quality"), prefixed=bool(report["prefix"]["ids"])),
         learning=learning_rows(stages),
         comparison=comparison_view(report.get("comparison")),
         positions=positions_view(report.get("by_position")),

@@ -14,16 +14,17 @@ STAGES = {
 }
 
 
-def quality_view(rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """None for an artifact of a version that did not look."""
+def quality_view(rows: list[dict[str, Any]] | None, *, prefixed: bool) -> dict[str, Any] | None:
+    """None for an artifact of a version that did not look; `prefixed`: it has a sink prefix, more than BOS."""
     if not rows:
         return None
     first = rows[0]
     count = f"{first['windows']} window{'' if first['windows'] == 1 else 's'}"
     held = "that neither calibration nor learning saw" if first["unseen"] else "of the calibration text"
+    where = " behind the same prefix" if prefixed else ""
     return {
         "terms": (
-            f"On {count} {held}; float32 behind the same prefix has perplexity {number(first['float_perplexity'])} "
+            f"On {count} {held}; float32{where} has perplexity {number(first['float_perplexity'])} "
             "there. KL is over its 64 likeliest tokens and the rest as one. Noise is that of an edge's own rounding."
         ),
         "rows": [_row(row) for row in rows],

@@ -269,34 +269,6 @@ def test_adalora_starts_from_the_same_a(world: tuple[World, Config]) -> None:
         assert torch.equal(tail.get_parameter(f"{path}.lora_A.default"), a[:3])
 
 
-def test_settings_are_those_of_variant_and_budget() -> None:
-    config = Config(factor=2.0, rate=0.1, tuned=(("uniform", 2, 8.0, 0.3),), alone=(("local_rate", 0.5),))
-    assert config.fine_tuning("uniform", 2) == (8.0, 0.3)
-    assert config.fine_tuning("uniform", 4) == config.fine_tuning("random", 2) == (2.0, 0.1)
-    assert config.by_itself() == replace(config, local_rate=0.5)
-
-
-def test_every_variant_of_small_has_settings_of_its_own() -> None:
-    config = SIZES["small"]
-    names = ("fedp2eft", *BASELINES, *CONTROLS[config.keep_scales])
-    scored = {(name, budget) for name in names for _, budget in tuning.scored_on(config, name)}
-    assert scored == {(name, budget) for name, budget, *_ in config.tuned}
-
-
-def test_settings_are_chosen_on_other_text_of_seen_clients(base: Path, data_dir: Path) -> None:
-    overrides = [f"base={base}", f"data={data_dir}", "new_languages=[]", "languages=[de]"]
-    config = configure(SIZES, "smoke", overrides)
-    worlds = [World(replace(config, scored=part), _files(config), lambda: None) for part in ("validation", "test")]
-    validation, test = (w.pool("unseen")[0] for w in worlds)
-    assert (validation.name, test.name) == ("seen-de", "unseen-de")
-    assert len(validation.scored.targets) == config.validation
-    assert len(test.scored.targets) == config.test
-    texts = [torch.cat((w.clients["seen-de"].train.targets, w.clients["seen-de"].scored.targets)) for w in worlds]
-    # No window of one part is in another.
-    windows = torch.unique(torch.cat((texts[0], texts[1][config.train :])), dim=0)
-    assert len(windows) == config.train + config.validation + config.test
-
-
 def test_ranks_go_by_what_they_are_worth_a_parameter(world: tuple[World, Config]) -> None:
     w, config = world
     client, modules = w.clients["unseen-de"], len(w.costs)
@@ -325,28 +297,6 @@ def test_an_epsilon_lets_scales_move_by_what_they_matter(world: tuple[World, Con
         moves = (learn_scales(w, client, factors, start, free, 6, 1) - start).abs()
         spreads.append(float(moves.max() / moves.median()))
     assert spreads[0] < 2 < spreads[1], spreads
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["budgets=[9]"], "within 1 and rank"),
-        (["languages=[de, xx]"], "xx unknown"),
-        (["adapted_layers=3"], "the base has 2"),
-        (["train=100000"], "windows of 12 are asked for"),
-        (["data=/nowhere"], "pud_ar.tsv"),
-        (["length=0"], "at least 1"),
-        (["tuned=[[uniform, 1, 32.0, 0.0]]"], "must be positive"),
-        (["tuned=[[adam, 1, 32.0, 0.1]]"], "should be"),
-    ],
-)
-def test_a_wrong_request_is_refused(
-    base: Path, data_dir: Path, tmp_path: Path, overrides: list[str], words: str
-) -> None:
-    data = [] if overrides[0].startswith("data=") else [f"data={data_dir}"]
-    languages = [] if overrides[0].startswith("languages=") else ["languages=[ar, de]"]
-    with pytest.raises(InputError, match=words):
-        run_method("fedp2eft", "smoke", tmp_path / "out", overrides=[f"base={base}", *data, *languages, *overrides])
 
 
 def test_the_largest_size_has_text_enough(smollm2: Checkpoint, data_dir: Path) -> None:

@@ -42,3 +42,9 @@ def test_off_is_a_word_wherever_it_is_written(tmp_path: Path) -> None:
     assert load_recipe(str(path)).rotation == load_recipe(str(path)).smoothing == "off"
     with pytest.raises(SchemeError, match="smoothing"):
         load_recipe("learned", ("smoothing=on",))
+
+
+def test_a_share_is_a_number_and_not_a_switch() -> None:
+    assert load_recipe("learned", ("calibration.spread=0.25",)).calibration.spread == 0.25
+    with pytest.raises(SchemeError, match=r"calibration\.spread"):
+        load_recipe("learned", ("calibration.spread=true",))

@@ -117,6 +117,8 @@ def test_each_stage_shows_its_figures_and_noisiest_edges(report: dict[str, Any])
     assert "<code>layers.0.mlp.product</code> 21.2 dB at 8 bits" in shown
     assert "8 windows that neither calibration nor learning saw; float32 behind the same prefix" in shown
     assert "has perplexity 5.00 there" in shown
+    shown = section(render({**report, "quality": rows, "prefix": {**report["prefix"], "ids": []}}), "quality")
+    assert "saw; float32 has perplexity 5.00 there" in shown
 
 
 def test_what_a_stage_could_not_measure_is_a_dash(report: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -77,8 +78,13 @@ class Config(RunConfig):
                 raise InputError(f"fedp2eft: {name} is {getattr(self, name)}, must be at least 0")
         if not self.budgets or not all(1 <= budget <= self.rank for budget in self.budgets):
             raise InputError(f"fedp2eft: budgets {list(self.budgets)} must lie within 1 and rank {self.rank}")
-        if min(self.rate, self.factor, *(value for _, _, *values in self.tuned for value in values)) <= 0:
-            raise InputError("fedp2eft: rate, factor and those of tuned must be positive")
+        tuned = [value for _, _, *values in self.tuned for value in values]
+        own = [value for name, value in self.alone if name != "sparsity"]
+        if not all(0 < value < math.inf for value in (self.rate, self.factor, *tuned, *own)):
+            raise InputError("fedp2eft: rate, factor and those of tuned and alone must be positive numbers")
+        for name, keys in (("tuned", [line[:2] for line in self.tuned]), ("alone", [line[0] for line in self.alone])):
+            if len(set(keys)) < len(keys):
+                raise InputError(f"fedp2eft: {name} has two lines of one kind")
         for name, known in (("languages", PUD_LANGUAGES), ("new_languages", XCOPA_LANGUAGES)):
             unknown = sorted(set(getattr(self, name)) - set(known))
             if unknown:
