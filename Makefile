@@ -82,7 +82,7 @@ check-android: setup
 $(BENCH_WORK)/trained/training.json: | setup
 	$(BIN)/python -m benchmarks.small_model.train --output $(@D)
 
-# About four hours on two cores, and three more for the zero-shot questions, the small model aside; finished
+# About four hours on two cores, and up to a night for the zero-shot questions, the small model aside; finished
 # steps in BENCH_WORK are not computed again.
 bench: setup $(BENCH_WORK)/trained/training.json
 	$(BIN)/python -m benchmarks.route.run --work $(BENCH_WORK) --windows 80

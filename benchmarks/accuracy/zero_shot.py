@@ -5,7 +5,7 @@
 LAMBADA, ARC easy and challenge, HellaSwag, PIQA and WinoGrande as lm-eval asks and scores them (tasks/, questions.py),
 artifacts on the simulator. Every model answers the same questions, so that the difference to float is paired: only
 questions answered differently add to its error, which is the smaller the closer a model is to float. With 2,000
-questions of each task (three tasks have fewer) it is 0.3 points and takes 20 minutes a model on one core.
+questions of each task (three tasks have fewer) it is 0.3 to 0.4 points and takes most of an hour a model on one core.
 A finished model's answers stay in the work folder and are not asked for again. Needs mobileicsa[eval].
 """
 
