@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,11 @@ class Allocation:
     mask: Tensor
     scales: Tensor
     factor: float
+
+
+def seed_for(name: str, *numbers: int) -> int:
+    """A client's seed, by its name and what else tells its draws apart: the run's seed, a round or a repeat."""
+    return int(np.random.default_rng([*numbers, *name.encode()]).integers(2**31))
 
 
 def training_batches(client: Client, size: int, steps: int, seed: int) -> Iterator[Batch]:

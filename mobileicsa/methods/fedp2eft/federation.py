@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mobileicsa.methods.federated import Server, simulate
-from mobileicsa.methods.fedp2eft.client import draw_factors, learn_scales
+from mobileicsa.methods.fedp2eft.client import draw_factors, learn_scales, seed_for
 from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.generator import Generator, follow, from_state, standardise
 from mobileicsa.methods.fedp2eft.strategies import generated
@@ -40,7 +40,7 @@ def federate(
     def fit(name: str, round: int, state: Arrays) -> Update:
         client, local = clients[name], from_state(_tensors(state), config.rank)
         # Other batches every round.
-        local_seed = int(np.random.default_rng([seed, round, *name.encode()]).integers(2**31))
+        local_seed = seed_for(name, seed, round)
         start = generated(local, client)
         wanted = learn_scales(world, client, factors, start, config, config.local_steps, local_seed)
         follow(local, client.features.cpu(), wanted, rate=config.generator_rate, steps=config.generator_steps)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mobileicsa.methods.base import Tick, Trial
 from mobileicsa.methods.fedp2eft import adalora
 from mobileicsa.methods.fedp2eft.budget import parameters
-from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, draw_factors, fine_tune
+from mobileicsa.methods.fedp2eft.client import Allocation, as_peft, draw_factors, fine_tune, seed_for
 from mobileicsa.methods.fedp2eft.config import Config
 from mobileicsa.methods.fedp2eft.generator import from_state
 from mobileicsa.methods.fedp2eft.strategies import ADALORA, CLAIMED, METHOD, STRATEGIES, Setting
@@ -60,7 +60,7 @@ class Tuning:
         return float(np.mean(losses))
 
     def _score(self, client: Client, budget: int, repeat: int, *, keep: bool) -> float:
-        seed = int(np.random.default_rng([self.seed, repeat, *client.name.encode()]).integers(2**31))
+        seed = seed_for(client.name, self.seed, repeat)
         factor, rate = self.config.fine_tuning(self.variant, budget)
         if self.variant == ADALORA:
             tail, count = adalora.tune(
@@ -92,7 +92,7 @@ class Tuning:
                 alone=self.alone,
                 budget=budget,
                 factor=factor,
-                seed=int(np.random.default_rng([self.seed, *client.name.encode()]).integers(2**31)),
+                seed=seed_for(client.name, self.seed),
             )
             self.allocations[key] = STRATEGIES[self.variant](setting, client)
         return self.allocations[key]

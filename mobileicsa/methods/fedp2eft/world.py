@@ -115,14 +115,9 @@ class World:
     def _client(self, text: ClientText, config: Config, tick: Callable[[], None]) -> Client:
         windows = text.windows.to(self.device)
         targets = torch.searchsorted(self.vocabulary, windows[:, 1:].contiguous())
-        parts = dict(
-            zip(
-                ("train", "validation", "test"),
-                torch.split(torch.arange(len(windows)), [config.train, config.validation, config.test]),
-                strict=True,
-            )
-        )
-        train, scored = parts["train"], parts[config.scored]
+        counts = [config.train, config.validation, config.test]
+        train, validation, test = torch.split(torch.arange(len(windows)), counts)
+        scored = validation if config.scored == "validation" else test
         # Statistics are those of the training text alone.
         hidden, moments = hidden_states(self.decoder, self.tail.first, windows[train, :-1], observe=True)
         others, _ = hidden_states(self.decoder, self.tail.first, windows[scored, :-1])
