@@ -57,6 +57,15 @@ class Steps:
         return self.ask("-".join(("eval", name, backend, *([] if target is None else [target]))), "eval", *arguments)
 
 
+def read_result(stem: str) -> dict[str, Any] | None:
+    """The committed result of this name, or None."""
+    path = RESULTS / f"{stem}.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def write_result(stem: str, result: dict[str, Any], figure: str) -> None:
     """A result and its SVG figure, under the names that the README and its tables know."""
     RESULTS.mkdir(exist_ok=True)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.accuracy.figure import draw
+from benchmarks.accuracy.other_rows import joined, machine, refuse_other
 from benchmarks.accuracy.peers import PEERS
 from benchmarks.accuracy.subject import Subject, add_options, subject
 from benchmarks.accuracy.texts import CALIBRATION, calibration_file
-from benchmarks.steps import WINDOW, write_result
+from benchmarks.steps import WINDOW, read_result, write_result
 from mobileicsa.bench.environment import environment
 
 KEPT = ("perplexity", "ratio", "kl_to_reference", "top1_agreement", "windows", "tokens")
@@ -72,7 +73,9 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the rows and peers; default: all")
+    parser.add_argument(
+        "--only", nargs="*", default=None, metavar="NAME", help="of the rows and peers, the result's others stay"
+    )
     options = parser.parse_args()
     names = [row.name for row in ROWS] + list(PEERS)
     only = names if options.only is None else options.only
@@ -80,23 +83,42 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"--only {unknown[0]}: not one of {', '.join(names)}")
     of = subject(options)
-    rows = [_row(of, row) for row in ROWS if row.name in only]
-    peers = [_peer(of, name) for name in PEERS if name in only]
+    stem = f"accuracy-{of.name}"
     floats = of.floats()
-    for entry in rows + peers:
-        for text, found in entry["texts"].items():
-            found["ratio"] = found["perplexity"] / floats[text]["perplexity"]
-    result = {
+    result: dict[str, Any] = {
         "model": of.name,
         "window": WINDOW,
         "float": {text: _kept(found) for text, found in floats.items()},
-        "rows": rows,
-        "peers": peers,
+        "rows": [],
+        "peers": [],
         "environment": environment(),
     }
     if of.training is not None:
         result["training"] = of.training
-    write_result(f"accuracy-{of.name}", result, draw(result))
+    earlier = None if options.only is None else read_result(stem)
+    if earlier is not None:
+        refuse_other(result, earlier, ("model", "window"), _floats)
+    rows = [_row(of, row) for row in ROWS if row.name in only]
+    peers = [_peer(of, name) for name in PEERS if name in only]
+    for entry in rows + peers:
+        for text, found in entry["texts"].items():
+            found["ratio"] = found["perplexity"] / floats[text]["perplexity"]
+    if earlier is not None:
+        where = machine(result["environment"], earlier["environment"])
+        rows = joined([row | where for row in rows], earlier["rows"], [row.name for row in ROWS], name_of)
+        peers = joined([peer | where for peer in peers], earlier["peers"], list(PEERS), lambda peer: str(peer["name"]))
+        result["environment"] = earlier["environment"]
+    result |= {"rows": rows, "peers": peers}
+    write_result(stem, result, draw(result))
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The name of a result's row."""
+    return Row(row["scheme"], row["recipe"], row["effort"], calibrated=row["calibration"] is not None).name
+
+
+def _floats(texts: dict[str, Any]) -> dict[str, float]:
+    return {f"{what} on {text}": found[what] for text, found in texts.items() for what in ("tokens", "perplexity")}
 
 
 def _row(of: Subject, row: Row) -> dict[str, Any]:

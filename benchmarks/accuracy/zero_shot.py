@@ -18,11 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.other_rows import joined, refuse_other
 from benchmarks.accuracy.paired import Estimate, difference, estimate, over_tasks
 from benchmarks.accuracy.questions import TASKS
-from benchmarks.accuracy.run import ROWS, Row
+from benchmarks.accuracy.run import ROWS, Row, name_of
 from benchmarks.accuracy.zero_shot_figure import draw
-from benchmarks.steps import MODEL, Steps, write_result
+from benchmarks.steps import MODEL, Steps, read_result, write_result
 from mobileicsa.artifact.model import is_artifact
 from mobileicsa.bench.environment import environment
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="that of benchmarks.accuracy.run")
     parser.add_argument("--limit", type=int, required=True, help="questions of each task, at least 2")
-    parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the rows; default: all")
+    parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the rows, the result's others stay")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MOBILEICSA_DATA", "../shared/data")))
     options = parser.parse_args()
     if options.limit < 2:
@@ -44,19 +45,29 @@ def main() -> None:
     steps = Steps(options.work)
     rows = _chosen(steps, options.only)
     reference = _answers(steps, "float", MODEL, "float", options)
-    asked = {row: _answers(steps, row.name, steps.artifact(row.name), "simulator", options) for row in rows}
-    result = {
+    result: dict[str, Any] = {
         "model": MODEL,
         "limit": options.limit,
         "seed": reference["seed"],
         "lm_eval": reference["lm_eval"],
         "float": summary(reference["tasks"], None, "float"),
-        "rows": [
-            {**row.facts(), **summary(found["tasks"], reference["tasks"], row.name)} for row, found in asked.items()
-        ],
+        "rows": [],
         "environment": environment(),
     }
+    earlier = None if options.only is None else read_result(RESULT)
+    if earlier is not None:
+        refuse_other(result, earlier, ("model", "limit", "seed", "lm_eval"), _floats)
+    asked = {row: _answers(steps, row.name, steps.artifact(row.name), "simulator", options) for row in rows}
+    found = [{**row.facts(), **summary(of["tasks"], reference["tasks"], row.name)} for row, of in asked.items()]
+    if earlier is not None:
+        found = joined(found, earlier["rows"], [row.name for row in ROWS], name_of)
+        result["environment"] = earlier["environment"]
+    result["rows"] = found
     write_result(RESULT, result, draw(result))
+
+
+def _floats(found: dict[str, Any]) -> dict[str, float]:
+    return {task: one["acc"]["value"] for task, one in found["tasks"].items()}
 
 
 def _chosen(steps: Steps, only: list[str] | None) -> list[Row]:
