@@ -107,7 +107,7 @@ def main() -> None:
         where = machine(result["environment"], earlier["environment"])
         rows = joined([row | where for row in rows], earlier["rows"], [row.name for row in ROWS], name_of)
         peers = joined([peer | where for peer in peers], earlier["peers"], list(PEERS), lambda peer: str(peer["name"]))
-        result["environment"] = earlier["environment"]
+        result |= {"float": earlier["float"], "environment": earlier["environment"]}
     result |= {"rows": rows, "peers": peers}
     write_result(stem, result, draw(result))
 

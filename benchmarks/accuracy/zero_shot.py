@@ -61,7 +61,7 @@ def main() -> None:
     found = [{**row.facts(), **summary(of["tasks"], reference["tasks"], row.name)} for row, of in asked.items()]
     if earlier is not None:
         found = joined(found, earlier["rows"], [row.name for row in ROWS], name_of)
-        result["environment"] = earlier["environment"]
+        result |= {"float": earlier["float"], "environment": earlier["environment"]}
     result["rows"] = found
     write_result(RESULT, result, draw(result))
 
