@@ -79,7 +79,13 @@ def recipes(result: dict[str, Any]) -> list[str]:
         measured = [f"{runtimes[key]['perplexity']:.2f}" if key in runtimes else "" for key in ("onnx", "executorch")]
         cells = [scheme, name, *wiki, *_divergence(row["texts"]["wikitext2"]), *measured, *plays]
         lines.append(f"| {' | '.join(cells)} | {_time(row)} |")
-    return lines
+    return [*lines, *_notes(result["rows"])]
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What has to be known of single rows, below their table."""
+    notes = [f"- {row['scheme']} {_recipe(row)}: {row['note']}." for row in rows if "note" in row]
+    return ["", *notes] if notes else []
 
 
 def _time(row: dict[str, Any]) -> str:
@@ -148,7 +154,7 @@ def zero_shot(result: dict[str, Any]) -> list[str]:
         change = row["mean"].get("difference")
         cells.append("" if change is None else _percent(change, row["mean"]["difference_stderr"], sign="+"))
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, *_notes(result["rows"])]
 
 
 def _score(task: dict[str, Any]) -> dict[str, float]:
@@ -163,7 +169,7 @@ def _percent(value: float, stderr: float, sign: str = "") -> str:
 def ablation(result: dict[str, Any]) -> list[str]:
     """Perplexity over float with single parts off."""
     lines = [
-        f"{result['model']}, W4A8, the texts and windows of the tables above.",
+        f"{result['model']}, W4A8, the texts and windows of the tables above" + _ending(result),
         "",
         "| | WikiText-2 | Tiny Shakespeare |",
         "|---|---|---|",
@@ -172,6 +178,11 @@ def ablation(result: dict[str, Any]) -> list[str]:
         ratios = [f"{row['texts'][text]['ratio']:.3f}×" for text in ("wikitext2", "shakespeare")]
         lines.append(f"| {' | '.join([row['name'], *ratios])} |")
     return lines
+
+
+def _ending(result: dict[str, Any]) -> str:
+    """The end of a sentence, with what has to be known of the whole table."""
+    return f"; {result['note']}." if "note" in result else "."
 
 
 def agreement(result: dict[str, Any]) -> list[str]:

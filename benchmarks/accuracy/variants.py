@@ -34,6 +34,7 @@ MOBILEQUANT = (
 )
 OURS = (
     Variant("ours", "learned"),
+    Variant("ours at the first positions only", "learned", {"calibration.spread": 0.0}),
     Variant("ours without prefix", "learned", {"prefix_tokens": 0}),
     Variant("ours without rotations", "learned", {"rotation": "off"}),
     Variant("ours with learned rotations", "learned", {"rotation": "learned"}),

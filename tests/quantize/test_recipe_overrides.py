@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mobileicsa.core.errors import SchemeError
-from mobileicsa.quantize.recipe import load_recipe
+from mobileicsa.core.scheme import find_scheme
+from mobileicsa.quantize.recipe import SPREAD_AT_4_BITS, bundled_recipes, load_recipe, stages_for
 
 
 def test_fields_reach_into_sections_and_stages() -> None:
@@ -48,3 +49,20 @@ def test_a_share_is_a_number_and_not_a_switch() -> None:
     assert load_recipe("learned", ("calibration.spread=0.25",)).calibration.spread == 0.25
     with pytest.raises(SchemeError, match=r"calibration\.spread"):
         load_recipe("learned", ("calibration.spread=true",))
+
+
+def test_windows_are_spread_where_4_bit_weights_learn_unless_one_says_how() -> None:
+    four, eight = find_scheme("w4a8"), find_scheme("w8a8")
+    learned = load_recipe("learned")
+    assert learned.calibration.spread == "auto"
+    assert stages_for(learned, four).calibration.share() == SPREAD_AT_4_BITS
+    assert stages_for(learned, eight).calibration.share() == 0.0
+    told = load_recipe("learned", ("calibration.spread=0.5",))
+    assert {stages_for(told, scheme).calibration.share() for scheme in (four, eight)} == {0.5}
+    for name in set(bundled_recipes()) - {"learned"}:
+        assert stages_for(load_recipe(name), four).calibration.share() == 0.0
+
+
+def test_a_recipe_without_a_scheme_has_no_share_yet() -> None:
+    with pytest.raises(ValueError, match="auto"):
+        load_recipe("learned").calibration.share()
