@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mobileicsa.bench.environment import environment
 from mobileicsa.io.json_file import write_json
 
 MODEL = "smollm2-135m"
@@ -29,7 +30,7 @@ class Steps:
         return self.run(name, [sys.executable, "-m", "mobileicsa", *arguments, "--json"], allowed)
 
     def run(self, name: str, command: list[str], allowed: tuple[int, ...] = (0,)) -> dict[str, Any]:
-        """The JSON answer that a command prints, with its wall time and peak memory."""
+        """The JSON answer that a command prints, with its wall time, peak memory and machine."""
         path = self.work / "answers" / f"{name}.json"
         if not path.is_file():
             print(f"{name}: {' '.join(command[2:])}", flush=True)
@@ -91,4 +92,11 @@ def _measured(command: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
         "answer": json.loads(text),
         "wall_s": round(time.monotonic() - start, 1),
         "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "made_on": made_on(),
     }
+
+
+def made_on() -> dict[str, Any]:
+    """What a time depends on, for a table whose rows were not all made on one machine."""
+    facts = environment()
+    return {"cores": facts["cores"], "cpu": facts["cpu"]}

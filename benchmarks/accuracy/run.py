@@ -100,14 +100,15 @@ def main() -> None:
         refuse_other(result, earlier, ("model", "window"), _floats)
     rows = [_row(of, row) for row in ROWS if row.name in only]
     peers = [_peer(of, name) for name in PEERS if name in only]
+    table = (earlier or result)["environment"]
     for entry in rows + peers:
+        entry |= machine(entry.pop("made_on"), table)
         for text, found in entry["texts"].items():
             found["ratio"] = found["perplexity"] / floats[text]["perplexity"]
     if earlier is not None:
-        where = machine(result["environment"], earlier["environment"])
-        rows = joined([row | where for row in rows], earlier["rows"], [row.name for row in ROWS], name_of)
-        peers = joined([peer | where for peer in peers], earlier["peers"], list(PEERS), lambda peer: str(peer["name"]))
         result |= {"float": earlier["float"], "environment": earlier["environment"]}
+        rows = joined(rows, earlier["rows"], [row.name for row in ROWS], name_of)
+        peers = joined(peers, earlier["peers"], list(PEERS), lambda peer: str(peer["name"]))
     result |= {"rows": rows, "peers": peers}
     write_result(stem, result, draw(result))
 
@@ -132,6 +133,7 @@ def _row(of: Subject, row: Row) -> dict[str, Any]:
         "learned_on": sorted({stage["device"] for stage in built["answer"]["learning"] or ()}),
         "quantize_s": built["wall_s"],
         "quantize_peak_rss_bytes": built["peak_rss_bytes"],
+        "made_on": built["made_on"],
         "texts": {text: _kept(of.perplexity(folder, row.name, "simulator", text)) for text in of.texts},
     }
     if row.exported:
@@ -150,9 +152,14 @@ def _peer(of: Subject, name: str) -> dict[str, Any]:
     for text, path in of.texts.items():
         command = [sys.executable, "-m", "benchmarks.accuracy.peers", name, "--model", of.model, "--text", str(path)]
         command += [] if of.windows is None else ["--windows", str(of.windows)]
-        found[text] = of.steps.run(f"peer-{name}-{text}", command)["answer"]
-    kept = {text: _kept(one) for text, one in found.items()}
-    return {"name": name, "scheme": PEERS[name].scheme, "quantize_s": found["wikitext2"]["quantize_s"], "texts": kept}
+        found[text] = of.steps.run(f"peer-{name}-{text}", command)
+    return {
+        "name": name,
+        "scheme": PEERS[name].scheme,
+        "quantize_s": found["wikitext2"]["answer"]["quantize_s"],
+        "made_on": found["wikitext2"]["made_on"],
+        "texts": {text: _kept(one["answer"]) for text, one in found.items()},
+    }
 
 
 if __name__ == "__main__":
