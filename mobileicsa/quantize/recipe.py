@@ -33,10 +33,16 @@ class Calibration(BaseModel):
     learning_samples: int = Field(default=0, ge=0, le=65536)
     length: int = Field(default=256, ge=2, le=32768)
     written: float = Field(default=0.0, ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)
-    # Strict: what once was `true` is no share of 1.
-    spread: Annotated[float, Field(strict=True, ge=0.0, le=1.0)] | Literal["auto"] = Field(
-        default=0.0, exclude_if=lambda share: share == 0.0
-    )
+    spread: float | Literal["auto"] = Field(default=0.0, exclude_if=lambda share: share == 0.0)
+
+    @field_validator("spread", mode="before")
+    @classmethod
+    def _share_or_auto(cls, value: Any) -> Any:
+        """What once was `true` is no share of 1."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0.0 <= value <= 1.0):
+            raise ValueError(f"{value!r} is no share from 0 to 1, nor auto")
+        return value
 
     def share(self) -> float:
         """`spread` of a recipe that `stages_for` made."""

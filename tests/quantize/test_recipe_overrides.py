@@ -45,10 +45,15 @@ def test_off_is_a_word_wherever_it_is_written(tmp_path: Path) -> None:
         load_recipe("learned", ("smoothing=on",))
 
 
-def test_a_share_is_a_number_and_not_a_switch() -> None:
-    assert load_recipe("learned", ("calibration.spread=0.25",)).calibration.spread == 0.25
-    with pytest.raises(SchemeError, match=r"calibration\.spread"):
-        load_recipe("learned", ("calibration.spread=true",))
+@pytest.mark.parametrize("value", ["true", "often", "-0.1", "1.5", ".nan", "[0.5]"])
+def test_a_share_is_a_number_or_auto_and_not_a_switch(value: str) -> None:
+    with pytest.raises(SchemeError, match=r"calibration\.spread: .* is no share from 0 to 1, nor auto"):
+        load_recipe("learned", (f"calibration.spread={value}",))
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.25", 0.25), ("0", 0.0), ("1", 1.0)])
+def test_a_share_reads_as_it_is_written(text: str, share: float) -> None:
+    assert load_recipe("learned", (f"calibration.spread={text}",)).calibration.share() == share
 
 
 def test_windows_are_spread_where_4_bit_weights_learn_unless_one_says_how() -> None:
