@@ -36,6 +36,8 @@ class Steps:
             print(f"{name}: {' '.join(command[2:])}", flush=True)
             write_json(path, _measured(command, allowed))
         answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "made_on" not in answer:
+            raise SystemExit(f"{path}: of an older version, which did not say where it ran; begin a new --work folder")
         return answer
 
     def artifact(self, name: str) -> str:

@@ -59,10 +59,12 @@ def speed(result: dict[str, Any]) -> list[str]:
 def recipes(result: dict[str, Any]) -> list[str]:
     """Perplexity over float of every recipe, and of peers, on two texts; KL where it was measured."""
     count = result["float"]["wikitext2"]["tokens"]
+    made_on = result["environment"]
     lines = [
         f"{result['model']}, first {count:,} tokens of each text, {result['window']}-token windows. Nothing was "
         "calibrated or learned on either text; where no text is named, it is the model's own. Peers (*) leave more in "
-        "float: head, embedding, norms, softmax, stream." + _trained(result),
+        f"float: head, embedding, norms, softmax, stream. Times, if not said otherwise, of {made_on['cores']} cores, "
+        f"{made_on['cpu']}." + _trained(result),
         "",
         "| scheme | recipe | WikiText-2 | over float | KL to float | same best token | ONNX Runtime | ExecuTorch "
         "| Tiny Shakespeare | over float | time |",
@@ -89,7 +91,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _time(row: dict[str, Any]) -> str:
-    """Of quantising; a row says so where it was not on two cores."""
+    """Of quantising; a row says so where it was not on the table's machine."""
     seconds = row.get("quantize_s")
     if seconds is None:
         return ""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-FloatOf = Callable[[dict[str, Any]], dict[str, float]]
 Rows = list[dict[str, Any]]
 
-# Two CPUs sum floats in other orders.
-FLOAT_TOLERANCE = 1e-3
+
+def refuse_other(result: dict[str, Any], earlier: dict[str, Any], same: Sequence[str]) -> None:
+    """SystemExit where rows of the two results could not stand in one table: a field of `same` differs."""
+    _refuse([f"{key} {result[key]}" for key in same if result[key] != earlier[key]])
 
 
-def refuse_other(result: dict[str, Any], earlier: dict[str, Any], same: Sequence[str], float_of: FloatOf) -> None:
-    """SystemExit where rows of the two results could not stand in one table: a field of `same` or one of the float
-    model's numbers differs."""
-    apart = [f"{key} {result[key]}" for key in same if result[key] != earlier[key]]
-    known = float_of(earlier["float"])
-    for name, value in float_of(result["float"]).items():
-        if name not in known or abs(known[name] / value - 1) > FLOAT_TOLERANCE:
-            apart.append(f"float's {name} {value:.6g}")
+def refuse_other_float(found: dict[str, float], known: dict[str, float], tolerance: float) -> None:
+    """SystemExit where one of the float model's numbers is further than `tolerance` (a share of it) from the known one:
+    it was another model or text. Two CPUs sum in other orders."""
+    apart = [name for name, value in found.items() if abs(known.get(name, math.inf) - value) > tolerance * value]
+    _refuse([f"float's {name} {found[name]:.6g}" for name in apart])
+
+
+def _refuse(apart: list[str]) -> None:
     if apart:
         raise SystemExit(f"--only: {apart[0]} is not the committed result's; leave --only out to make all rows anew")
 

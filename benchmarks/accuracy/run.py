@@ -6,7 +6,8 @@
 The second is for a model of benchmarks/small_model; its results have a file of their own.
 WikiText-2 raw test and Tiny Shakespeare, windows of 256 tokens, BOS (or the artifact's prefix) first. Nothing here
 has seen either (texts.py): calibration and learning use text that the model writes itself; rows named `-text` use
-WikiText-2's validation split beside that. A finished step's answer stays in the work folder and is not computed again.
+WikiText-2's validation split beside that. A finished step's answer stays in the work folder and is not computed again:
+after a change of the package or of a recipe begin a new folder.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.accuracy.figure import draw
-from benchmarks.accuracy.other_rows import joined, machine, refuse_other
+from benchmarks.accuracy.other_rows import joined, machine, refuse_other, refuse_other_float
 from benchmarks.accuracy.peers import PEERS
 from benchmarks.accuracy.subject import Subject, add_options, subject
 from benchmarks.accuracy.texts import CALIBRATION, calibration_file
 from benchmarks.steps import WINDOW, read_result, write_result
 from mobileicsa.bench.environment import environment
 
+# What rows of one table share.
+SAME = ("model", "window")
+FLOAT_TOLERANCE = 1e-3
 KEPT = ("perplexity", "ratio", "kl_to_reference", "top1_agreement", "windows", "tokens")
 
 
@@ -97,7 +101,8 @@ def main() -> None:
         result["training"] = of.training
     earlier = None if options.only is None else read_result(stem)
     if earlier is not None:
-        refuse_other(result, earlier, ("model", "window"), _floats)
+        refuse_other(result, earlier, SAME)
+        refuse_other_float(_floats(result), _floats(earlier), FLOAT_TOLERANCE)
     rows = [_row(of, row) for row in ROWS if row.name in only]
     peers = [_peer(of, name) for name in PEERS if name in only]
     table = (earlier or result)["environment"]
@@ -118,8 +123,9 @@ def name_of(row: dict[str, Any]) -> str:
     return Row(row["scheme"], row["recipe"], row["effort"], calibrated=row["calibration"] is not None).name
 
 
-def _floats(texts: dict[str, Any]) -> dict[str, float]:
-    return {f"{what} on {text}": found[what] for text, found in texts.items() for what in ("tokens", "perplexity")}
+def _floats(result: dict[str, Any]) -> dict[str, float]:
+    texts = result["float"].items()
+    return {f"{what} on {text}": found[what] for text, found in texts for what in ("tokens", "perplexity")}
 
 
 def _row(of: Subject, row: Row) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def quantize_model(
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
     and, in the end, to judge the result, the whole model.
     """
+    share = recipe.calibration.share()
     rotated, rotation_report = None, None
     if recipe.rotation != "off":
         spec, rotated = rotate(spec, weights)
@@ -99,7 +100,7 @@ def quantize_model(
             spec, rotated, prefix, windows, scheme, recipe, seed=seed, store=store, run=run, progress=progress
         )
     # BOS without a prefix is a window's own first token, and stands where no conversation has it further on.
-    share = recipe.calibration.share() if prefix or spec.bos_id is None else 0.0
+    share = share if prefix or spec.bos_id is None else 0.0
     offsets = spread(len(windows), reach(spec, len(prefix), windows.shape[1]), share, seed)
     learning_windows, windows = windows, windows[: recipe.calibration.samples]
     places = offsets[: len(windows)]
