@@ -21,6 +21,8 @@ from mobileicsa.quantize.student import Base, Student
 ALL = {"lr_ranges": 0.003, "lr_scales": 0.002, "lr_gains": 0.002, "lr_prefix": 0.003}
 LATENT = Learning(weights="latent", steps=60, batch=4, lr_weights=0.01, **ALL)
 CLIP = Learning(weights="clip", steps=40, batch=4, lr_equivalent=0.01, **ALL)
+# Forty steps of four windows end above or below where they began, by the last bits of a processor's bfloat16 products.
+STEADY_CLIP = CLIP.model_copy(update={"steps": 96, "batch": 16, "lr_equivalent": 0.003})
 BLOCKS = LATENT.model_copy(update={"scope": "block", "steps": 20})
 
 
@@ -101,7 +103,7 @@ def test_equivalent_scalings_leave_the_float_model_as_it_is(changes: dict[str, i
     assert float((result - reference).abs().max()) < 1e-4 * float(reference.abs().max())
 
 
-@pytest.mark.parametrize("stages", [(LATENT,), (BLOCKS,), (BLOCKS, LATENT), (CLIP,)])
+@pytest.mark.parametrize("stages", [(LATENT,), (BLOCKS,), (BLOCKS, LATENT), (STEADY_CLIP,)])
 def test_learning_brings_the_model_nearer_to_the_float_model(stages: tuple[Learning, ...], tmp_path: Path) -> None:
     spec, weights = tiny_weights(tmp_path)
     result = quantized(spec, weights, *stages)
@@ -112,7 +114,7 @@ def test_learning_brings_the_model_nearer_to_the_float_model(stages: tuple[Learn
         else:
             assert min(facts["held_out"]) < facts["held_out"][0]
     before, after = (_divergence(quantized(spec, weights, *some), weights) for some in ((), stages))
-    assert after < before or stages == (CLIP,)  # clips start from rounding to nearest, not from error feedback
+    assert after < before or stages == (STEADY_CLIP,)  # clips start from rounding to nearest, not from error feedback
 
 
 def _divergence(result: object, weights: FloatWeights) -> float:
