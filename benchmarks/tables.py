@@ -6,7 +6,6 @@ no result.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.table import curves, side_by_side, summary
+from benchmarks.steps import read_result
 from mobileicsa.artifact.layout import runtime_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "targets.md", ROOT / "docs" / "performance.md")
-RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -249,10 +248,9 @@ def fill(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         source, make = TABLES[match[2]]
-        path = RESULTS / f"{source}.json"
-        if not path.is_file():
+        result = read_result(source)
+        if result is None:
             return match[1] + match[3]
-        result = json.loads(path.read_text(encoding="utf-8"))
         return match[1] + "\n".join(make(result)) + "\n" + match[3]
 
     return PLACE.sub(table, text)

@@ -9,9 +9,8 @@ the column of the last run.
 from __future__ import annotations
 
 import argparse
-import json
 
-from benchmarks.steps import RESULTS
+from benchmarks.steps import RESULTS, read_result
 from benchmarks.targets.engines import ENGINES, measure
 from benchmarks.targets.operators import OPERATORS, OneOperator
 from mobileicsa.bench.environment import environment
@@ -22,7 +21,7 @@ RESULT = RESULTS / "targets.json"
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    before = json.loads(RESULT.read_text(encoding="utf-8"))["operators"] if RESULT.is_file() else {}
+    before = (read_result(RESULT.stem) or {"operators": {}})["operators"]
     rows = {}
     for operator in OPERATORS:
         program = OneOperator(operator)

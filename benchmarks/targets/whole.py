@@ -9,11 +9,10 @@ with other names stay. Some engines are slow: HTP's emulator and TOSA's referenc
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steps import RESULTS, WINDOW, Steps
+from benchmarks.steps import RESULTS, WINDOW, Steps, read_result
 from mobileicsa.bench.environment import environment
 from mobileicsa.core.errors import EnvironmentFault, VerificationError
 from mobileicsa.io.json_file import write_json
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(ENGINES), choices=list(ENGINES))
     options = parser.parse_args()
     steps = Steps(options.work / options.name)
-    before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"artifacts": {}}
+    before = read_result(RESULT.stem) or {"artifacts": {}}
     row = {"windows": options.windows, "text": options.text.name, "engines": {}}
     row = before["artifacts"].get(options.name, row)
     for engine in options.only:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import tables
+from benchmarks import steps, tables
 from benchmarks.accuracy.paired import Estimate, difference, estimate, over_tasks
 from benchmarks.accuracy.questions import TASKS
 from benchmarks.accuracy.zero_shot import _chosen, summary
@@ -120,7 +120,7 @@ def test_the_table_has_a_line_for_float_and_each_recipe() -> None:
 
 
 def test_a_table_without_a_result_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(steps, "RESULTS", tmp_path)
     text = "before\n<!-- table: zero_shot -->\nold\n<!-- end -->\nafter\n"
     assert tables.fill(text) == text.replace("old\n", "")
 

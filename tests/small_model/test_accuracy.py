@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_data import write_data
 
-from benchmarks import tables
+from benchmarks import steps, tables
 from benchmarks.accuracy.run import ROWS
 from benchmarks.accuracy.texts import calibration_file, text_files
 from benchmarks.small_model.corpus import PLAYS, WIKI, WIKI_TEST, held_out_plays
@@ -41,6 +41,7 @@ RESULT: dict[str, Any] = {
         },
     ],
     "peers": [],
+    "environment": {"cores": 2, "cpu": "Some CPU"},
     "training": {"parameters": 5_475_584, "tokens": {"seen": 8_600_000}},
 }
 
@@ -56,12 +57,13 @@ def test_a_model_that_read_the_plays_is_measured_on_the_rest(tmp_path: Path) -> 
 
 
 def test_the_second_table_is_there_when_its_result_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(steps, "RESULTS", tmp_path)
     page = "Before\n<!-- table: recipes_small -->\n<!-- end -->\nafter\n"
     assert tables.fill(page) == page
     (tmp_path / "accuracy-small-llama.json").write_text(json.dumps(RESULT))
     filled = tables.fill(page)
     assert "small-llama, first 20,400 tokens" in filled
+    assert "Times, if not said otherwise, of 2 cores, Some CPU." in filled
     assert "5.5 M parameters on no grid, trained here on 8.6 M tokens" in filled
     assert "| w8a8 | rotated | 42.00 | 1.050× |  |  |  | 42.12 | 42.00 | 1.050× | 1 min |" in filled
     assert "| w4a8 | rotated | 44.00 | 1.100× | 0.250 | 75.0% |  |  | 44.00 | 1.100× | 1 min |" in filled
