@@ -29,49 +29,52 @@ class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
         q = (x * (1.0 / grid.scale)).round_()
-        ctx.saturates = True
-        if immediate(x.device):
-            smallest, largest = torch.aminmax(q)
-            ctx.saturates = bool(smallest < grid.bottom) or bool(largest > grid.top)
-        y = (_limited(q, grid) if ctx.saturates else q).mul_(grid.scale)
+        saturates = _may_saturate(q, grid)
+        y = _limited(q, grid).mul_(grid.scale) if saturates else q.mul_(grid.scale)
         ctx.grid = grid
-        if ctx.saturates or ctx.needs_input_grad[1]:
-            ctx.save_for_backward(y - x)
+        ctx.save_for_backward(y - x if ctx.needs_input_grad[1] else None, q if saturates else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,), grid = grads, ctx.grid
-        saved = ctx.saved_tensors  # once: recomputed blocks give them no second time
-        if not saved:
-            return grad, None, None, None
-        (error,) = saved
-        inside, low, high = grad, grad.new_zeros(()), grad.new_zeros(())
-        if ctx.saturates:
-            # Inside of the range a rounding is off by at most half a step, and float32 by 0.002 steps of 16 bits.
-            outside = error.abs() > 0.505 * grid.scale
-            inside = grad.masked_fill(outside, 0.0)
-            low, high = _pulls(grad, outside, error < 0)
-        if not ctx.needs_input_grad[1]:
+        error, q = ctx.saved_tensors  # once: recomputed blocks give them no second time
+        inside = grad if q is None else _inside(grad, q, grid)
+        if error is None:
             return inside, None, None, None
-        step = (inside * error).sum() / (grid.scale * (grid.top - grid.bottom))
+        low, high = (grad.new_zeros(()),) * 2 if q is None else _pulls(grad, inside, q, grid)
+        step = torch.dot(inside.reshape(-1), error.reshape(-1)) / (grid.scale * (grid.top - grid.bottom))
         return inside, low - step, high + step, None
 
 
+def _may_saturate(q: Tensor, grid: Grid) -> bool:
+    if not immediate(q.device):
+        return True
+    smallest, largest = torch.aminmax(q)
+    return bool(smallest < grid.bottom) or bool(largest > grid.top)
+
+
 def _limited(q: Tensor, grid: Grid) -> Tensor:
-    if isinstance(grid.bottom, Tensor):  # `clamp_` is ten times slower with tensors
-        return torch.minimum(torch.maximum(q, grid.bottom, out=q), torch.as_tensor(grid.top), out=q)
-    return q.clamp_(grid.bottom, float(grid.top))
+    if immediate(q.device):  # `clamp` is ten times slower with tensors
+        return q.clamp(float(grid.bottom), float(grid.top))
+    return torch.minimum(torch.maximum(q, torch.as_tensor(grid.bottom)), torch.as_tensor(grid.top))
 
 
-def _pulls(grad: Tensor, outside: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+def _inside(grad: Tensor, q: Tensor, grid: Grid) -> Tensor:
+    """`grad`, zero where a whole number q lies outside of the grid."""
+    if immediate(grad.device):  # in one pass, and a mask of booleans alone takes three
+        zeroed: Tensor = torch.ops.aten.hardtanh_backward(grad, q, float(grid.bottom) - 0.5, float(grid.top) + 0.5)
+        return zeroed
+    return grad.masked_fill((q < grid.bottom) | (q > grid.top), 0.0)
+
+
+def _pulls(grad: Tensor, inside: Tensor, q: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Gradients of the lower and the upper end, from the values outside of them."""
     if immediate(grad.device):
-        lost, above = grad[outside], above[outside]
-        return lost[~above].sum(), lost[above].sum()
-    lost = grad.masked_fill(~outside, 0.0)
-    upper = lost.masked_fill(~above, 0.0).sum()
-    return lost.sum() - upper, upper
+        upper = torch.ops.aten.threshold_backward(grad, q, float(grid.top) + 0.5).sum()
+    else:
+        upper = grad.masked_fill(q <= grid.top, 0.0).sum()
+    return (grad - inside).sum() - upper, upper
 
 
 class _RoundCodes(torch.autograd.Function):
@@ -163,19 +166,21 @@ class _TopDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor, log_probabilities: Tensor) -> Tensor:
         picked, p = indices.to(torch.int64), log_probabilities.exp()
-        total = torch.logsumexp(logits, dim=1, keepdim=True)
-        ours = logits.gather(1, picked) - total
+        largest = logits.amax(dim=1, keepdim=True)
+        powers = (logits - largest).exp_()
+        total = powers.sum(dim=1, keepdim=True)
+        ours = logits.gather(1, picked) - (largest + total.log())
         rest, our_rest = 1.0 - p.sum(1), 1.0 - ours.exp().sum(1)
         kept = our_rest > LEAST_REST
         rest, our_rest = rest.clamp(min=LEAST_REST), our_rest.clamp(min=LEAST_REST)
         if ctx.needs_input_grad[0]:
             # With q the student's probabilities, Q their sum over the teacher's k, P = sum p, r = rest / (1 - Q):
             # dL/dz = q (P - r Q) + [in k](r q - p).
-            ratio = torch.where(kept, rest / our_rest, 0.0)[:, None]
+            ratio, rows = torch.where(kept, rest / our_rest, 0.0)[:, None], logits.shape[0]
             q = ours.exp()
-            gradient = (logits - total).exp_().mul_(p.sum(1, keepdim=True) - ratio * q.sum(1, keepdim=True))
-            gradient.scatter_add_(1, picked, ratio * q - p)
-            ctx.save_for_backward(gradient.div_(logits.shape[0]))
+            gradient = powers.mul_((p.sum(1, keepdim=True) - ratio * q.sum(1, keepdim=True)) / (total * rows))
+            gradient.scatter_add_(1, picked, (ratio * q - p) / rows)
+            ctx.save_for_backward(gradient)
         return ((p * (log_probabilities - ours)).sum(1) + rest * (rest.log() - our_rest.log())).mean()
 
     @staticmethod

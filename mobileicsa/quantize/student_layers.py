@@ -16,7 +16,14 @@ from mobileicsa.models.layers import Linear
 from mobileicsa.models.product import linear
 from mobileicsa.quantize.equivalent_math import SCALE_CEILING, SCALE_FLOOR
 from mobileicsa.quantize.grid_math import Grid, activation_grid
-from mobileicsa.quantize.learn_math import exported_scale, on_grid, product_dtype, round_codes, scaled_product
+from mobileicsa.quantize.learn_math import (
+    exported_scale,
+    immediate,
+    on_grid,
+    product_dtype,
+    round_codes,
+    scaled_product,
+)
 from mobileicsa.quantize.rounding import Rounded, least_scale
 
 # sigmoid(4) = 0.982: where MobileQuant's weight clipping starts.
@@ -69,8 +76,8 @@ class RangeEdge(Edge):
 
     def grid(self, factors: Tensor) -> Grid:
         """That of `encoding`, on the device that learns."""
-        if not self.learns:
-            return Grid.of(self.start)
+        if not self.learns or (immediate(factors.device) and bool(torch.isfinite(factors).all())):
+            return Grid.of(self.encoding())  # much faster than scalars as tensors
         low, high = (end * factor for end, factor in zip(self.start.real_range(), factors.double(), strict=True))
         return activation_grid(low, high, self.start.bits, self.mantissa_bits)
 
@@ -108,7 +115,7 @@ class StudentLinear(Linear):
     """Linear with a weight that is rounded in the forward pass, in one of three ways (see `Learning.weights`).
 
     `weight` (out, in) is real-valued for "clip"; for "scale" and "latent" it is in steps of its grid, whose scale is
-    start * exp(log_scale).
+    start * exp(log_scale). Whole steps ("scale") are kept as products take them: bfloat16 holds 8 bits exactly.
     """
 
     start: Tensor
@@ -131,6 +138,8 @@ class StudentLinear(Linear):
         if mode == "latent":
             # Inside of the code that rounding chose, as near to the real weight as that allows.
             codes += (real / scale[:, None] - codes).clamp_(-LATENT_OFFSET, LATENT_OFFSET)
+        else:
+            codes = codes.to(product_dtype(codes.device))
         self.weight = nn.Parameter(codes, requires_grad=mode == "latent")
 
     def rounded(self) -> Rounded:

@@ -7,7 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mobileicsa.core.encoding import activation
+from mobileicsa.models.edge import Edge
 from mobileicsa.quantize.grid_math import Grid, activation_grid
+from mobileicsa.quantize.student_layers import RangeEdge
 
 ENDS = st.floats(-1e30, 1e30)
 
@@ -32,3 +34,10 @@ def test_an_end_that_is_no_number_makes_the_grid_no_number() -> None:
     nan, one = torch.tensor(float("nan"), dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     for low, high in ((nan, one), (-one, nan)):
         assert torch.isnan(torch.as_tensor(activation_grid(low, high, 8).bottom))
+
+
+def test_an_edge_whose_learned_end_overflows_has_no_finite_grid() -> None:
+    edge = RangeEdge(Edge("mlp"), activation(-1.0, 2.0, 8), None, learns=True)
+    assert edge.grid(edge.log.detach().exp()) == Grid.of(edge.start)
+    edge.log.data[1] = 1000.0
+    assert not torch.isfinite(torch.as_tensor(edge.grid(edge.log.detach().exp()).scale))

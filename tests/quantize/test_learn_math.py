@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mobileicsa.core.encoding import activation
 from mobileicsa.models.edge import Edge
 from mobileicsa.program.qdq import QdqEdge
-from mobileicsa.quantize.grid_math import Grid
+from mobileicsa.quantize import learn_math
+from mobileicsa.quantize.grid_math import Grid, activation_grid
 from mobileicsa.quantize.learn_math import on_grid, round_codes, scaled_product, top_divergence, top_targets
 
 
@@ -113,3 +114,21 @@ def test_where_nothing_saturates_a_gradient_passes_unchanged() -> None:
     weighting = torch.arange(41.0)
     (on_grid(x, torch.tensor(-1.0), torch.tensor(1.0), Grid.of(encoding)) * weighting).sum().backward()
     assert torch.equal(x.grad, weighting)
+
+
+@given(st.floats(-3.0, 0.0), st.floats(0.1, 3.0), st.integers(0, 2**16))
+def test_gradients_are_the_same_where_values_can_be_looked_at_and_where_not(low: float, high: float, seed: int) -> None:
+    random, found = torch.Generator().manual_seed(seed), []
+    x, weighting = torch.randn(3, 50, generator=random), torch.randn(3, 50, generator=random)
+    for looks in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learn_math, "immediate", lambda device, looks=looks: looks)
+            ends, values = grid(low, high), x.clone().requires_grad_()
+            on = activation_grid(*(end.detach().double() for end in ends), 8)
+            y = on_grid(values.T, *ends, on)
+            (y * weighting.T).sum().backward()
+            found.append((y.detach(), values.grad, *(end.grad for end in ends)))
+    for here, there in zip(*found, strict=True):
+        assert torch.allclose(here, there, rtol=1e-5, atol=1e-5)
+    at_a_rail = (found[0][0] - x.T).abs() > 0.51 * float(on.scale)
+    assert torch.equal(found[0][1].T == 0, at_a_rail)

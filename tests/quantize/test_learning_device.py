@@ -30,8 +30,8 @@ def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(student_layers, "product_dtype", lambda device: torch.float32)
     monkeypatch.setattr(product, "prefers_onednn", lambda: False)
-    # Sums of the few values that saturate would be added up in another order.
-    monkeypatch.setattr(learn_math, "immediate", lambda device: False)
+    for module in (learn_math, student_layers):  # both as if on a device
+        monkeypatch.setattr(module, "immediate", lambda device: False)
 
 
 def run(folder: Path, *stages: Learning, store: Memory | None = None, prefix_tokens: int = 1) -> Result:
