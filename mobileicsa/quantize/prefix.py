@@ -29,9 +29,8 @@ CANDIDATES = 16
 # Texts differ more than tokens of one text: a part of each of more windows tells more for the same work.
 LENGTH = 128
 # Successive halving: how many candidates see how many windows backward, and how many forward only. Only few can afford
-# the windows that tell near ones apart, and few windows are enough to leave the hopeless ones behind, but no more than a
-# quarter of all: in one window the best token leads the next by 0.03 +- 0.05 nats, and SmolLM2's best one, ninth of
-# sixteen after four windows, was once left behind with half of them (0.05 nats lost on other text).
+# the windows that tell near ones apart. Four windows leave no more than a quarter behind: in one window the best token
+# leads the next by 0.03 +- 0.05 nats, and SmolLM2's best was once ninth of sixteen (0.05 nats lost on other text).
 ROUNDS = ((CANDIDATES, 4, 8), (12, 8, 16), (6, 16, 32), (3, 16, 64))
 WINDOWS = 64
 # A further token costs a cache slot: it must take away this many nats a token.

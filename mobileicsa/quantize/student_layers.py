@@ -5,11 +5,14 @@ Passes with gradients are cheaper: products in bfloat16 where that is fast, and 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileicsa.core.encoding import MIN_SCALE, TensorEncoding, activation
+from mobileicsa.core.errors import SchemeError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.models.edge import Edge
 from mobileicsa.models.layers import Linear
@@ -75,9 +78,12 @@ class RangeEdge(Edge):
         return activation(low * a, high * b, self.start.bits, self.mantissa_bits)
 
     def grid(self, factors: Tensor) -> Grid:
-        """That of `encoding`, on the device that learns."""
-        if not self.learns or (immediate(factors.device) and bool(torch.isfinite(factors).all())):
-            return Grid.of(self.encoding())  # much faster than scalars as tensors
+        """That of `encoding`, made where the ends are; not finite where an end is not."""
+        if not self.learns:
+            return Grid.of(self.start)
+        if immediate(factors.device):  # scalars as tensors take far longer
+            with suppress(SchemeError):
+                return Grid.of(self.encoding())
         low, high = (end * factor for end, factor in zip(self.start.real_range(), factors.double(), strict=True))
         return activation_grid(low, high, self.start.bits, self.mantissa_bits)
 
@@ -115,7 +121,7 @@ class StudentLinear(Linear):
     """Linear with a weight that is rounded in the forward pass, in one of three ways (see `Learning.weights`).
 
     `weight` (out, in) is real-valued for "clip"; for "scale" and "latent" it is in steps of its grid, whose scale is
-    start * exp(log_scale). Whole steps ("scale") are kept as products take them: bfloat16 holds 8 bits exactly.
+    start * exp(log_scale). Whole steps ("scale") are kept as a CPU's products take them: bfloat16 holds 8 bits exactly.
     """
 
     start: Tensor
@@ -138,7 +144,7 @@ class StudentLinear(Linear):
         if mode == "latent":
             # Inside of the code that rounding chose, as near to the real weight as that allows.
             codes += (real / scale[:, None] - codes).clamp_(-LATENT_OFFSET, LATENT_OFFSET)
-        else:
+        elif real.is_floating_point():  # else nothing learns, and the integers are the plan's own
             codes = codes.to(product_dtype(codes.device))
         self.weight = nn.Parameter(codes, requires_grad=mode == "latent")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -36,8 +37,9 @@ def test_an_end_that_is_no_number_makes_the_grid_no_number() -> None:
         assert torch.isnan(torch.as_tensor(activation_grid(low, high, 8).bottom))
 
 
-def test_an_edge_whose_learned_end_overflows_has_no_finite_grid() -> None:
-    edge = RangeEdge(Edge("mlp"), activation(-1.0, 2.0, 8), None, learns=True)
+@pytest.mark.parametrize("overflow", [1000.0, 88.7])
+def test_an_edge_whose_learned_end_overflows_has_no_finite_grid(overflow: float) -> None:
+    edge = RangeEdge(Edge("mlp"), activation(-100.0, 3000.0, 8), None, learns=True)
     assert edge.grid(edge.log.detach().exp()) == Grid.of(edge.start)
-    edge.log.data[1] = 1000.0
+    edge.log.data[1] = overflow
     assert not torch.isfinite(torch.as_tensor(edge.grid(edge.log.detach().exp()).scale))
