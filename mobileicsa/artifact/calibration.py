@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mobileicsa.artifact.plan_build import BuildPlan
 from mobileicsa.artifact.tokenizer import Tokenizer
+from mobileicsa.calibrate.device import compute_device, naming_memory
 from mobileicsa.calibrate.generated import generate_windows, passes
 from mobileicsa.calibrate.overlap import line_sketch
 from mobileicsa.calibrate.text import CalibrationText, interleaved, make_windows
@@ -55,4 +56,6 @@ def _from_text(plan: BuildPlan, tokenizer: Tokenizer, length: int) -> tuple[Cali
 
 def _written(plan: BuildPlan, samples: int, length: int, progress: Progress) -> Tensor:
     tick = progress.step("calibration text", passes(samples, length))
-    return generate_windows(load_decoder(plan.checkpoint), samples, length, plan.options.seed, tick)
+    with naming_memory():
+        decoder = load_decoder(plan.checkpoint).to(compute_device())
+        return generate_windows(decoder, samples, length, plan.options.seed, tick)

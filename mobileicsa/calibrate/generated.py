@@ -35,10 +35,11 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
 def _continued(
     decoder: Decoder, first: Tensor, length: int, random: torch.Generator, tick: Callable[[], None]
 ) -> Tensor:
-    spec, samples = decoder.spec, first.shape[0]
+    spec, samples, device = decoder.spec, first.shape[0], decoder.embed.weight.device
     ids = first if spec.bos_id is None else torch.cat((torch.full((samples, 1), spec.bos_id), first), dim=1)
     total = length - 1 + (spec.bos_id is not None)
-    cache = _room(spec, samples, total)
+    cache = _room(spec, samples, total, device)
+    ids = ids.to(device)
     step, valid = ids, 0
     while ids.shape[1] < total:
         past = None if valid == 0 else [(k[:, :, :valid], v[:, :, :valid]) for k, v in cache]
@@ -52,13 +53,13 @@ def _continued(
             raise InputError("calibration: the model's own text has NaN logits", hint="are the weights intact?")
         # Inverse of the cumulative distribution: one number a text, where `multinomial` draws one for every token.
         cumulative = probabilities.cumsum(dim=-1)
-        drawn = torch.rand(samples, 1, generator=random) * cumulative[:, -1:]
+        drawn = torch.rand(samples, 1, generator=random).to(device) * cumulative[:, -1:]
         step = torch.searchsorted(cumulative, drawn, right=True).clamp(max=spec.vocab_size - 1)
         ids = torch.cat((ids, step), dim=1)
         tick()
-    return ids[:, ids.shape[1] - (length - 1) :]
+    return ids[:, ids.shape[1] - (length - 1) :].cpu()
 
 
-def _room(spec: ModelSpec, samples: int, length: int) -> list[LayerCache]:
+def _room(spec: ModelSpec, samples: int, length: int, device: torch.device) -> list[LayerCache]:
     shape = (samples, spec.num_kv_heads, length, spec.head_dim)
-    return [(torch.zeros(shape), torch.zeros(shape)) for _ in spec.layers]
+    return [(torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in spec.layers]

@@ -48,7 +48,7 @@ class EdgeStatistics:
         """The shrunk range with the least mean squared error on the sample, the extremes always among it; its ends
         then `headroom` times as far from 0."""
         assert self.sample is not None
-        values = torch.cat((self.sample, torch.tensor([self.low, self.high])))
+        values = torch.cat((self.sample, torch.tensor([self.low, self.high]).to(self.sample.device)))
         best, best_error = 1.0, float("inf")
         for ratio in ratios:
             error = float((fake_quantize(values, self.min_max(bits, mantissa_bits, ratio)) - values).square().mean())

@@ -158,7 +158,7 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, past: list[LayerCache] | None = None) -> tuple[Tensor, list[LayerCache]]:
         """Logits (B, T, vocab) and new cache rows for ids (B, T) that follow `past`, whose rows are all valid."""
         start = 0 if past is None else past[0][0].shape[2]
-        tables, masks = positions_for(self.spec, start, ids.shape[1])
+        tables, masks = positions_for(self.spec, start, ids.shape[1], ids.device)
         ropes = [(edge(cos), edge(sin)) for edge, (cos, sin) in zip(self.rope_edges(), tables, strict=True)]
         x, new = self.hidden(ids, ropes, {window: self.mask(mask) for window, mask in masks.items()}, past)
         return self.head(x), new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,18 @@ class Piece:
     # What equivalent scalings multiplied the linears by (see quantize/basis.py).
     factors: dict[str, Tensor] = field(default_factory=dict)
 
+    def cpu(self) -> Piece:
+        def moved(named: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.cpu() for name, tensor in named.items()}
+
+        return replace(
+            self,
+            tensors=moved(self.tensors),
+            real=moved(self.real),
+            means=moved(self.means),
+            factors=moved(self.factors),
+        )
+
 
 def observe(module: nn.Module, expected_updates: int, prefix: str) -> dict[str, ObservedEdge]:
     """Replace every edge by an observing one (in place); returns them by their path in `module`, which is `prefix`."""
@@ -79,7 +91,8 @@ def quantize_block(
     tick: Callable[[], None],
     promoted: Collection[str] = (),
 ) -> tuple[Piece, Stream]:
-    """The quantised block and the stream behind it. `tick` is called once per batch of windows and pass.
+    """The quantised block, on the CPU, and the stream behind it, where the block and its stream are. `tick` is called
+    once per batch of windows and pass.
 
     `promoted`: names of the model's weights that get 8 bits, whatever the scheme's are.
     """
@@ -116,7 +129,7 @@ def quantize_block(
         names = [f"{name}.weight" for name in LINEARS]
         piece.real = {f"{prefix}.{name}": layer.get_parameter(name).data for name in names}
     _store_prefix(index, past, piece)
-    return piece, Stream(content, next_prefix, quantized, stream.offsets)
+    return piece.cpu(), Stream(content, next_prefix, quantized, stream.offsets)
 
 
 def weight_encodings(prefix: str, scheme: QuantScheme, promoted: Collection[str]) -> dict[str, WeightEncoding]:

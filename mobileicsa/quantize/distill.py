@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
 from mobileicsa.models.load import empty_weights
@@ -54,11 +55,6 @@ class Targets:
     offset: int = 0
 
 
-def learning_device() -> torch.device:
-    """Where students learn: a GPU if PyTorch has one (hide it with CUDA_VISIBLE_DEVICES= for the CPU)."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @torch.no_grad()
 def float_targets(
     base: Base,
@@ -66,12 +62,10 @@ def float_targets(
     windows: Tensor,
     loss: str,
     tick: Callable[[], None],
-    device: torch.device | None = None,
     offsets: Tensor | None = None,
 ) -> list[Targets]:
-    """One entry a window (N, T) that follows the prefix, `offsets` (N,) positions further on; kept on the CPU, computed
-    on `device`."""
-    spec, prefix = base.plan.spec, base.plan.prefix_ids
+    """One entry a window (N, T) that follows the prefix, `offsets` (N,) positions further on; kept on the CPU."""
+    spec, prefix, device = base.plan.spec, base.plan.prefix_ids, compute_device()
     with empty_weights():
         teacher = Decoder(spec, primitive=False)
     weights.fill(teacher, "")

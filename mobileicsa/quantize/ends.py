@@ -45,12 +45,15 @@ def embedding_and_head(
     recipe: Recipe,
     has_prefix: bool,
 ) -> Piece:
-    """`stream` is the one behind the last block. Peak memory: the logits of a quarter of a batch's tokens."""
+    """`stream` is the one behind the last block; the piece is on the CPU. Peak memory: the logits of a quarter of a
+    batch's tokens."""
     piece = Piece()
     with empty_weights():
         embedding, head = Embedding(spec), Head(spec)
-    weights.fill(embedding, "embed.")
-    weights.fill(head, "head.")
+    device = stream.content.device
+    for module, path in ((embedding, "embed."), (head, "head.")):
+        weights.fill(module, path)
+        module.to(device)
     if spec.tied_head:
         head.proj.weight = embedding.weight
     if spec.head_mix:
@@ -58,7 +61,7 @@ def embedding_and_head(
         if recipe.learn:
             piece.real["head.mix.weight"] = head.mix.weight.data
     observed = observe(embedding, 1, "embed")
-    embedding(windows)
+    embedding(windows.to(device))
     encode_part("embed", observed, scheme, recipe, piece)
     batches = torch.split(stream.content, BATCH)
     observed = observe(head, len(batches), "head")
@@ -74,7 +77,7 @@ def embedding_and_head(
             piece.tensors[name] = bias.data.clone()
     if has_prefix:
         piece.tensors["prefix.logits"] = head(stream.prefix[:, -1:])[0, 0].clone()
-    return piece
+    return piece.cpu()
 
 
 def _keep(piece: Piece, name: str, weight: Tensor, bits: int, rounded: Rounded | None = None) -> None:

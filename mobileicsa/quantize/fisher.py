@@ -53,7 +53,10 @@ class _SensedEdge(Edge):
 
 
 class SensedModel:
-    """The float model with every 8-bit edge of a scheme sensed. Memory: the model and one window's backward pass."""
+    """The float model with every 8-bit edge of a scheme sensed; windows and generators are of its `device`.
+
+    Memory: the model and one window's backward pass.
+    """
 
     def __init__(self, model: Decoder, scheme: QuantScheme) -> None:
         self.model = model
@@ -68,10 +71,14 @@ class SensedModel:
 
         replace_edges(model, sense)
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
     @torch.no_grad()
     def past(self, prefix: tuple[int, ...]) -> list[LayerCache] | None:
         """The prefix's K/V, a layer each; None without a prefix."""
-        return self.model(torch.tensor([prefix]))[1] if prefix else None
+        return self.model(torch.tensor([prefix]).to(self.device))[1] if prefix else None
 
     @torch.no_grad()
     def next_losses(self, windows: Tensor, past: list[LayerCache] | None) -> list[float]:

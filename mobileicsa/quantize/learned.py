@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.stream import BATCH, WeightSource
-from mobileicsa.quantize.distill import float_targets, learning_device, used
+from mobileicsa.quantize.distill import float_targets, used
 from mobileicsa.quantize.learn_blocks import learn_blocks
 from mobileicsa.quantize.learn_model import learn_model
 from mobileicsa.quantize.quality import Judge
@@ -22,16 +22,6 @@ from mobileicsa.quantize.student import Base, Student
 
 # Windows that set the 16-bit and inner ranges again afterwards.
 SEEN_AGAIN = 32
-
-
-@contextmanager
-def _memory_of(device: torch.device) -> Iterator[None]:
-    """Where a device's memory runs out, say that it was not the machine's."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        error.add_note(f"it was {device.type}'s memory; CUDA_VISIBLE_DEVICES= hides it, learning then uses the CPU")
-        raise
 
 
 def learn(
@@ -52,28 +42,26 @@ def learn(
     windows (N, T) follow the prefix (or hold BOS where there is none), `offsets` (N,) positions further on; the last of
     them are held out.
     """
-    spec, told, device = base.plan.spec, [], learning_device()
+    spec, told, device = base.plan.spec, [], compute_device()
     for number, learning in enumerate(stages, 1):
         student, stage = Student(base, learning), f"learn-{number}"
         learned, places = used(windows, learning), used(offsets, learning)
         facts: dict[str, Any] = {"scope": learning.scope, "steps": learning.steps, "windows": len(learned)}
         facts["device"] = device.type
-        with _memory_of(device):
-            student.to(device)
-            if learning.scope == "block":
-                tick = progress.step("learn blocks", spec.num_layers)
-                facts["blocks"] = learn_blocks(
-                    student, base, weights, learned, places, learning, seed, store, stage, run, tick
-                )
-            else:
-                tick = progress.step("float model", len(learned))
-                targets = float_targets(base, weights, learned, learning.loss, tick, device, places)
-                tick = progress.step("learn end to end", learning.steps)
-                history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
-                facts |= {"loss": learning.loss, **vars(history)}
-        student.to("cpu")
+        student.to(device)
+        if learning.scope == "block":
+            tick = progress.step("learn blocks", spec.num_layers)
+            facts["blocks"] = learn_blocks(
+                student, base, weights, learned, places, learning, seed, store, stage, run, tick
+            )
+        else:
+            tick = progress.step("float model", len(learned))
+            targets = float_targets(base, weights, learned, learning.loss, tick, places)
+            tick = progress.step("learn end to end", learning.steps)
+            history = learn_model(student, learned, targets, learning, seed, store, stage, run, tick)
+            facts |= {"loss": learning.loss, **vars(history)}
         judge.look(learning.scope, student)
-        base = student.freeze(base)
+        base = student.to("cpu").freeze(base)
         told.append(facts)
     # From near to far, and an odd step: windows of two kinds that take turns are both among them.
     picked = torch.argsort(offsets, stable=True)[:: max(1, len(windows) // SEEN_AGAIN) | 1]

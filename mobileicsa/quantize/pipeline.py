@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobileicsa.calibrate.device import compute_device, naming_memory
 from mobileicsa.calibrate.stream import Stream, WeightSource, load_layer
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
@@ -67,6 +68,7 @@ def run_hash(
 
 
 @torch.no_grad()
+@naming_memory()
 def quantize_model(
     spec: ModelSpec,
     weights: WeightSource,
@@ -82,11 +84,12 @@ def quantize_model(
 ) -> Result:
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
+    It computes on a GPU if there is one; what it returns and keeps is on the CPU.
     With `limits` some linears get more bits than the scheme's, and the report has a section "mixed".
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
     and, in the end, to judge the result, the whole model.
     """
-    share = recipe.calibration.share()
+    share, device = recipe.calibration.share(), compute_device()
     rotated, rotation_report = None, None
     if recipe.rotation != "off":
         spec, rotated = rotate(spec, weights)
@@ -116,12 +119,13 @@ def quantize_model(
     stream = (
         _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe, places)
     )
+    stream = stream.to(device)
     for index in range(finished, spec.num_layers):
         tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
-        layer = load_layer(spec, index, weights)
+        layer = load_layer(spec, index, weights).to(device)
         piece, stream = quantize_block(spec, index, layer, stream, scheme, recipe, tick, promoted)
         # The stream first: a finished block without the stream behind it would be of no use.
-        store.save(_stream_stage(index), f"{run}:{index}", stream.tensors(), {})
+        store.save(_stream_stage(index), f"{run}:{index}", stream.to(torch.device("cpu")).tensors(), {})
         store.save(_layer_stage(index), run, _piece_tensors(piece), _piece_json(piece))
         pieces.append(piece)
     pieces.append(embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))

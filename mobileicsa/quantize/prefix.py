@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.stream import BATCH, WeightSource
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
@@ -78,7 +79,7 @@ class _Race:
     def __init__(
         self, model: SensedModel, bos: tuple[int, ...], windows: Tensor, seed: int, tick: Callable[[], None]
     ) -> None:
-        self.model, self.windows, self.seed, self.tick = model, windows, seed, tick
+        self.model, self.windows, self.seed, self.tick = model, windows.to(model.device), seed, tick
         self.alone = _Runner(bos, model.past(bos))
         self.advance(self.alone, *ROUNDS[-1][1:])
 
@@ -89,7 +90,7 @@ class _Race:
             runner.floats += self.model.next_losses(batch, runner.past)
             self.tick()
         for index in range(len(runner.edges), min(windows, len(self.windows))):
-            generator = torch.Generator().manual_seed(self.seed + index)
+            generator = torch.Generator(self.model.device).manual_seed(self.seed + index)
             runner.edges.append(self.model.edge_loss(self.windows[index], runner.past, generator))
             self.tick()
 
@@ -135,7 +136,7 @@ def search_prefix(
     with empty_weights():
         decoder = Decoder(spec, primitive=False)
     weights.fill(decoder, "")
-    model = SensedModel(decoder, scheme)
+    model = SensedModel(decoder.to(compute_device()), scheme)
     bos: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
     race = _Race(model, bos, windows[:WINDOWS, -LENGTH:], seed, tick)
     counts = Counter(windows.flatten().tolist())

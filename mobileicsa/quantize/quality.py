@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.plan import QuantPlan
 from mobileicsa.quantize.distill import Targets, float_targets, held_out
@@ -42,11 +43,11 @@ class Judge:
         self.unseen = windows.shape[0] - held >= calibrated
         self.tick = progress.step("held-out windows", 2 * held)
         places = None if offsets is None else offsets[-held:]
-        self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick, offsets=places)
+        self.targets = float_targets(Base(plan, {}, {}), weights, self.windows, "logits", self.tick, places)
         self.rows: list[dict[str, Any]] = []
 
     def look_at(self, stage: str, plan: QuantPlan, tensors: dict[str, Tensor]) -> None:
-        self.look(stage, settled(plan, tensors))
+        self.look(stage, settled(plan, tensors).to(compute_device()))
 
     @torch.no_grad()
     def look(self, stage: str, student: Student) -> None:
@@ -56,9 +57,10 @@ class Judge:
             edge.meter = NoiseMeter()
         divergence = loss = 0.0
         for window, target in zip(self.windows, self.targets, strict=True):
-            logits = student.decoder.head(student.hidden(window[None], torch.tensor([target.offset])))[0]
+            here, place = window.to(student.device), torch.tensor([target.offset]).to(student.device)
+            logits = student.decoder.head(student.hidden(here[None], place))[0]
             divergence += _divergence(logits, target) / len(self.windows)
-            loss += next_token_loss(logits, window) / len(self.windows)
+            loss += next_token_loss(logits, here) / len(self.windows)
             if stage == "base":
                 self.tick()
         reference = sum(t.next_loss for t in self.targets) / len(self.targets)
@@ -80,7 +82,7 @@ class Judge:
 def _divergence(logits: Tensor, target: Targets) -> float:
     assert target.tokens is not None
     assert target.log_probabilities is not None
-    return float(top_divergence(logits, target.tokens, target.log_probabilities))
+    return float(top_divergence(logits, *(t.to(logits.device) for t in (target.tokens, target.log_probabilities))))
 
 
 def _worst(edges: dict[str, RangeEdge]) -> list[dict[str, Any]]:

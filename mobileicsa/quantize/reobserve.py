@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.statistics import ObservedEdge, fake_quantize, values_of
 from mobileicsa.calibrate.stream import BATCH, run_content
 from mobileicsa.core.encoding import TensorEncoding
@@ -42,11 +43,12 @@ def observe_again(
     windows (N, T) stand `offsets` (N,) positions further on than right behind the prefix. `tick` is called once a batch
     and layer.
     """
-    spec, found, rows = plan.spec, dict(plan.edges), {}
+    spec, found, rows, device = plan.spec, dict(plan.edges), {}, compute_device()
     batches = -(-windows.shape[0] // BATCH)
 
     def watch(module: nn.Module, prefix: str) -> None:
         _fill(module, f"{prefix}.", tensors, spec.tied_head)
+        module.to(device)
 
         def make(name: str, edge: Edge) -> Edge:
             path = f"{prefix}.{name}"
@@ -67,12 +69,13 @@ def observe_again(
     with empty_weights():
         embedding, head = Embedding(spec), Head(spec)
     watch(embedding, "embed")
-    hidden = torch.cat([embedding(batch) for batch in torch.split(windows, BATCH)])
+    hidden = torch.cat([embedding(batch) for batch in torch.split(windows.to(device), BATCH)])
+    offsets = offsets.to(device)
     collect(embedding)
     for index in range(spec.num_layers):
         layer = DecoderLayer(spec, index, primitive=True)
         watch(layer, f"layers.{index}")
-        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, tensors), tick, offsets)))
+        hidden = torch.cat(list(run_content(spec, layer, hidden, _past(plan, index, tensors, device), tick, offsets)))
         collect(layer)
     watch(head, "head")
     for batch in torch.split(hidden, BATCH):
@@ -96,12 +99,12 @@ def _fill(module: nn.Module, prefix: str, tensors: dict[str, Tensor], tied_head:
         setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
-def _past(plan: QuantPlan, index: int, tensors: dict[str, Tensor]) -> LayerCache:
+def _past(plan: QuantPlan, index: int, tensors: dict[str, Tensor], device: torch.device) -> LayerCache:
     if not plan.prefix_ids:
-        empty = torch.zeros((1, plan.spec.num_kv_heads, 0, plan.spec.head_dim))
+        empty = torch.zeros((1, plan.spec.num_kv_heads, 0, plan.spec.head_dim), device=device)
         return empty, empty
     keys, values = (
-        values_of(tensors[f"prefix.{index}.{kind}"], plan.edges[f"layers.{index}.attn.{kind[0]}_out"])
+        values_of(tensors[f"prefix.{index}.{kind}"].to(device), plan.edges[f"layers.{index}.attn.{kind[0]}_out"])
         for kind in ("key", "value")
     )
     return keys, values

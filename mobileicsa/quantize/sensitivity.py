@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.inputs import InputMean, products
 from mobileicsa.calibrate.stream import Stream, WeightSource, run_content, run_prefix
 from mobileicsa.core.errors import InputError
@@ -73,8 +74,10 @@ def measure(
     with empty_weights():
         model = Decoder(spec, primitive=False)
     weights.fill(model, "")
-    windows = windows[:WINDOWS]
-    stream = Stream(model.embed(windows), model.embed(torch.tensor([prefix], dtype=torch.int64)))
+    device = compute_device()
+    model.to(device)
+    windows = windows[:WINDOWS].to(device)
+    stream = Stream(model.embed(windows), model.embed(torch.tensor([prefix], dtype=torch.int64).to(device)))
     tick = progress_of(spec.num_layers * stream.batches + windows.shape[0])
     errors: dict[str, tuple[Tensor, Tensor]] = {}
     for index, layer in enumerate(model.layers):
@@ -175,7 +178,7 @@ def _gradients(
     if past is not None:
         plain = sensed.past(() if bos is None else (bos,))
         shift = fmean(sensed.next_losses(windows, past)) - fmean(sensed.next_losses(windows, plain))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(sensed.device).manual_seed(seed)
     for window in windows:
         losses.update(sensed.edge_losses(window, past, generator))
         tick()

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from pretended_device import pretending
+from tiny_artifact import write_checkpoint
 from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mobileicsa.calibrate.generated import generate_windows
 from mobileicsa.cli.failure import failure_of
+from mobileicsa.core.scheme import find_scheme
+from mobileicsa.io.checkpoint import open_checkpoint
 from mobileicsa.models import product
-from mobileicsa.quantize import learn_math, learn_model, learned, student_layers
+from mobileicsa.models.load import load_decoder
+from mobileicsa.quantize import (
+    distill,
+    learn_math,
+    learn_model,
+    learned,
+    pipeline,
+    prefix,
+    quality,
+    reobserve,
+    sensitivity,
+    student_layers,
+)
 from mobileicsa.quantize.distill import Descent, float_targets, loss_of, stacked
 from mobileicsa.quantize.pipeline import Result
-from mobileicsa.quantize.recipe import Learning
+from mobileicsa.quantize.recipe import Learning, Recipe
 from mobileicsa.quantize.student import Base, Student
 
 RATES = {"lr_ranges": 0.003, "lr_scales": 0.002, "lr_gains": 0.002, "lr_prefix": 0.003}
@@ -26,12 +43,23 @@ HIDDEN = Learning(weights="clip", loss="hidden", steps=3, lr_equivalent=0.01, sa
 
 
 @pytest.fixture(autouse=True)
-def plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(student_layers, "product_dtype", lambda device: torch.float32)
     monkeypatch.setattr(product, "prefers_onednn", lambda: False)
+    monkeypatch.setattr(prefix, "CANDIDATES", 2)
+    monkeypatch.setattr(prefix, "ROUNDS", ((2, 1, 2), (1, 2, 2)))
     for module in (learn_math, student_layers):  # both as if on a device
         monkeypatch.setattr(module, "immediate", lambda device: False)
+
+
+LEARNING = (distill, learned)
+BEFORE_AND_AFTER = (pipeline, prefix, quality, reobserve)
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch, device: torch.device, *modules: ModuleType) -> None:
+    for module in modules:
+        monkeypatch.setattr(module, "compute_device", lambda: device)
 
 
 def run(folder: Path, *stages: Learning, store: Memory | None = None, prefix_tokens: int = 1) -> Result:
@@ -49,7 +77,7 @@ def test_a_device_gives_what_the_cpu_gives(
 ) -> None:
     here = run(tmp_path / "a", *stages, prefix_tokens=prefix_tokens)
     with pretending() as device:
-        monkeypatch.setattr(learned, "learning_device", lambda: device)
+        on_device(monkeypatch, device, *BEFORE_AND_AFTER, *LEARNING)
         there = run(tmp_path / "b", *stages, prefix_tokens=prefix_tokens)
     assert [row["device"] for row in there.report["learning"]] == ["lazy"] * len(stages)
     assert same(here, there)
@@ -59,10 +87,28 @@ def test_a_run_goes_on_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(learn_model, "INTERVAL", 2)
     whole, store = run(tmp_path / "a", MODEL), Memory(stop_at="learn-1", stop_after=1)
     with pretending() as device:
-        monkeypatch.setattr(learned, "learning_device", lambda: device)
+        on_device(monkeypatch, device, *LEARNING)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "b", MODEL, store=store)
         assert same(whole, run(tmp_path / "b", MODEL, store=store))
+
+
+def test_a_device_finds_the_sensitivity_that_the_cpu_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, weights = tiny_weights(tmp_path)
+    given = (spec, weights, (1, 5), windows(4), find_scheme("w4a8"), Recipe(name="tiny", weights="gptq"), 0)
+    here = sensitivity.measure(*given, lambda total: lambda: None)
+    with pretending() as device:
+        on_device(monkeypatch, device, sensitivity)
+        assert sensitivity.measure(*given, lambda total: lambda: None) == here
+
+
+def test_a_device_writes_the_text_that_the_cpu_writes(tmp_path: Path) -> None:
+    decoder = load_decoder(open_checkpoint(str(write_checkpoint(tmp_path))))
+    here = generate_windows(decoder, 3, 6, 7, lambda: None)
+    with pretending() as device:
+        there = generate_windows(decoder.to(device), 3, 6, 7, lambda: None)
+    assert there.device.type == "cpu"
+    assert torch.equal(here, there)
 
 
 class NoLooking(TorchDispatchMode):
