@@ -13,6 +13,7 @@ from torch import Tensor
 from mobileicsa.calibrate.device import compute_device, naming_memory
 from mobileicsa.calibrate.stream import Stream, WeightSource, load_layer
 from mobileicsa.core.encoding import TensorEncoding
+from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import QuantPlan, WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
@@ -85,10 +86,16 @@ def quantize_model(
     """Quantise a model from calibration windows (N, T) of token ids, without BOS.
 
     It computes on a GPU if there is one; what it returns and keeps is on the CPU.
+    Raises InputError for a single window where the recipe learns.
     With `limits` some linears get more bits than the scheme's, and the report has a section "mixed".
     Peak memory: one block in float, the hidden states of all windows twice, and the integers so far; to search a prefix
     and, in the end, to judge the result, the whole model.
     """
+    if recipe.learn and windows.shape[0] < 2:  # the last one is held out
+        raise InputError(
+            "calibration: one window of text leaves none to learn from",
+            hint="give a longer text or a larger calibration.samples, or a recipe that does not learn",
+        )
     share, device = recipe.calibration.share(), compute_device()
     rotated, rotation_report = None, None
     if recipe.rotation != "off":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_learning
 import torch
 from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch import Tensor
 
-from mobileicsa.core.errors import SchemeError
+from mobileicsa.core.errors import InputError, SchemeError
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import FloatWeights, empty_weights
 from mobileicsa.program.frozen import FrozenModel, build_decoder
@@ -139,6 +140,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(stages: tuple[Learning, ..
     resumed = quantized(spec, weights, *stages, store=store)
     assert resumed.plan.to_json() == whole.plan.to_json()
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+
+def test_learning_from_one_window_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_learning, "windows", lambda: windows(1))
+    spec, weights = tiny_weights(tmp_path)
+    assert quantized(spec, weights).report["quality"]
+    store = Memory()
+    with pytest.raises(InputError, match="one window"):
+        quantized(spec, weights, LATENT, store=store)
+    assert not store.kept
 
 
 def test_a_rate_that_diverges_is_stopped_and_nothing_is_lost(tmp_path: Path) -> None:
