@@ -137,7 +137,8 @@ class BuildPlan:
     def steps(self) -> list[str]:
         steps = [f"calibration text: {self._text_source()}"]
         if self.recipe.prefix_tokens:
-            steps.append(f"search a sink prefix of up to {self.recipe.prefix_tokens} tokens after BOS")
+            tokens = "one token" if self.recipe.prefix_tokens == 1 else f"up to {self.recipe.prefix_tokens} tokens"
+            steps.append(f"search a sink prefix of {tokens} after BOS")
         if self.recipe.rotation == "learned":
             steps.append("learn rotations of the residual stream and of each layer's values")
         if self.limits is not None:
