@@ -55,7 +55,8 @@ def _from_text(plan: BuildPlan, tokenizer: Tokenizer, length: int) -> tuple[Cali
 
 
 def _written(plan: BuildPlan, samples: int, length: int, progress: Progress) -> Tensor:
-    tick = progress.step("calibration text", passes(samples, length))
+    device = compute_device()
+    tick = progress.step("calibration text", passes(samples, length, device))
     with naming_memory():
-        decoder = load_decoder(plan.checkpoint).to(compute_device())
+        decoder = load_decoder(plan.checkpoint).to(device)
         return generate_windows(decoder, samples, length, plan.options.seed, tick)

@@ -71,7 +71,7 @@ def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
     # As many tokens as fit behind the longest prefix, of which the first is random and not scored.
     room = plan.spec.max_context - max(plan.recipe.prefix_tokens, 1)
     length = max(min(LENGTH, room + 1), 3)
-    tick = progress.step("held-out text", passes(WINDOWS, length))
+    tick = progress.step("held-out text", passes(WINDOWS, length, decoder.embed.weight.device))
     windows = generate_windows(decoder, WINDOWS, length, plan.options.seed + 1, tick)
     bos = plan.spec.bos_id
     return windows, torch.stack([_losses(_float_logits(decoder, bos, window), window) for window in windows])

@@ -6,7 +6,7 @@ device besides the CPU for which gradients need no driver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -73,10 +73,11 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(back, result)
 
 
-def _generator(
-    device: torch.device | str = "cpu", *, made: Callable[[], torch.Generator] = torch.Generator
-) -> torch.Generator:
-    return made()
+class _Generator(torch.Generator):
+    """Of either device, the CPU's."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
+        return super().__new__(cls)
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def pretending() -> Iterator[torch.device]:
         with (
             patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["lazy", "cpu"]),
             patch("torch.lazy", torch.cpu, create=True),  # random states for recomputed blocks
-            patch("torch.Generator", _generator),
+            patch("torch.Generator", _Generator),
             _Pretending(),
         ):
             yield DEVICE
