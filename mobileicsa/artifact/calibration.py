@@ -56,7 +56,7 @@ def _from_text(plan: BuildPlan, tokenizer: Tokenizer, length: int) -> tuple[Cali
 
 def _written(plan: BuildPlan, samples: int, length: int, progress: Progress) -> Tensor:
     device = compute_device()
-    tick = progress.step("calibration text", passes(samples, length, device))
+    tick = progress.step("calibration text", passes(samples, length, plan.spec, device))
     with naming_memory():
         decoder = load_decoder(plan.checkpoint).to(device)
         return generate_windows(decoder, samples, length, plan.options.seed, tick)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mobileicsa.artifact.model import QuantizedModel
 from mobileicsa.artifact.plan_build import BuildPlan
+from mobileicsa.calibrate.device import compute_device, naming_memory
 from mobileicsa.calibrate.generated import generate_windows, passes
 from mobileicsa.models.decoder import Decoder
 from mobileicsa.models.load import load_decoder
@@ -65,13 +66,14 @@ def measure_increase(
     }
 
 
+@naming_memory()
 def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
     """Windows (N, T) of token ids behind BOS, and the float model's losses (N, T - 1) of all but their first."""
-    decoder = load_decoder(plan.checkpoint)
+    decoder = load_decoder(plan.checkpoint).to(compute_device())
     # As many tokens as fit behind the longest prefix, of which the first is random and not scored.
     room = plan.spec.max_context - max(plan.recipe.prefix_tokens, 1)
     length = max(min(LENGTH, room + 1), 3)
-    tick = progress.step("held-out text", passes(WINDOWS, length, decoder.embed.weight.device))
+    tick = progress.step("held-out text", passes(WINDOWS, length, plan.spec, decoder.embed.weight.device))
     windows = generate_windows(decoder, WINDOWS, length, plan.options.seed + 1, tick)
     bos = plan.spec.bos_id
     return windows, torch.stack([_losses(_float_logits(decoder, bos, window), window) for window in windows])
@@ -80,8 +82,8 @@ def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _float_logits(decoder: Decoder, bos: int | None, window: Tensor) -> Tensor:
     fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
-    logits: Tensor = decoder(fed[None, :-1])[0][0]
-    return logits
+    logits: Tensor = decoder(fed[None, :-1].to(decoder.embed.weight.device))[0][0]
+    return logits.cpu()
 
 
 def _losses(logits: Tensor, window: Tensor) -> Tensor:

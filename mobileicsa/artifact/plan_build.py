@@ -20,6 +20,7 @@ from mobileicsa.artifact.effort import fitting_recipe, scaled
 from mobileicsa.artifact.needs import estimate, saving_memory
 from mobileicsa.artifact.packed_size import PackedSize, forecast, limits_for
 from mobileicsa.artifact.tokenizer import open_tokenizer
+from mobileicsa.calibrate.device import computed_on
 from mobileicsa.calibrate.text import read_text
 from mobileicsa.core.errors import EnvironmentFault, InputError, UsageError
 from mobileicsa.core.scheme import QuantScheme, find_scheme
@@ -283,5 +284,6 @@ def _run_id(
         [f"{package} {version(package)}" for package in ("mobileicsa", "torch")],
         None if text is None else sha256_bytes(text.encode()),
         *([] if limits is None else [limits.to_json()]),
+        *computed_on(),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

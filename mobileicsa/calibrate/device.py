@@ -13,6 +13,12 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def computed_on() -> list[str]:
+    """What tells a run's results from those of another kind of device, which rounds otherwise; the CPU adds nothing."""
+    kind = compute_device().type
+    return [] if kind == "cpu" else [kind]
+
+
 @contextmanager
 def naming_memory() -> Iterator[None]:
     """Where a device's memory runs out, say that it was not the machine's."""

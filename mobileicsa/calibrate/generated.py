@@ -14,17 +14,21 @@ from mobileicsa.models.decoder import Decoder, LayerCache
 # Texts written side by side: more of them make caches that are slow to grow (new pages for every token), fewer read the
 # weights too often.
 GROUP = 64
-# A GPU waits for its kernels to be sent, however many texts they write (20 ms a token on an H100).
-GPU_GROUP = 256
+# A GPU waits for its kernels to be sent, however many texts they write (20 ms a token on an H100); but their caches
+# must fit a small one's memory. Not what is free there: the group decides what is drawn.
+GPU_GROUP, GPU_CACHE_BYTES = 256, 4 << 30
 
 
-def group_size(device: torch.device) -> int:
-    return GROUP if device.type == "cpu" else GPU_GROUP
+def group_size(spec: ModelSpec, length: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return GROUP
+    text = sum(keys.nbytes + values.nbytes for keys, values in _room(spec, 1, length, torch.device("meta")))
+    return max(1, min(GPU_GROUP, GPU_CACHE_BYTES // text))
 
 
-def passes(samples: int, length: int, device: torch.device) -> int:
-    """How often `generate_windows` calls its `tick`, at most, for a decoder on `device`."""
-    return -(-samples // group_size(device)) * length
+def passes(samples: int, length: int, spec: ModelSpec, device: torch.device) -> int:
+    """How often `generate_windows` calls its `tick`, at most, for a decoder of `spec` on `device`."""
+    return -(-samples // group_size(spec, length, device)) * length
 
 
 def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tick: Callable[[], None]) -> Tensor:
@@ -34,7 +38,7 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
     """
     random = torch.Generator().manual_seed(seed)
     first = torch.randint(0, decoder.spec.vocab_size, (samples, 1), generator=random)
-    groups = torch.split(first, group_size(decoder.embed.weight.device))
+    groups = torch.split(first, group_size(decoder.spec, length, decoder.embed.weight.device))
     return torch.cat([_continued(decoder, part, length, random, tick) for part in groups])
 
 
@@ -59,7 +63,9 @@ def _continued(
         if not bool(torch.isfinite(probabilities).all()):
             raise InputError("calibration: the model's own text has NaN logits", hint="are the weights intact?")
         # Inverse of the cumulative distribution: one number a text, where `multinomial` draws one for every token.
-        cumulative = probabilities.cumsum(dim=-1)
+        # Of a single row a GPU may sum otherwise each time.
+        rows = probabilities if samples > 1 else probabilities.expand(2, -1)
+        cumulative = rows.cumsum(dim=-1)[:samples]
         drawn = torch.rand(samples, 1, generator=random).to(device) * cumulative[:, -1:]
         step = torch.searchsorted(cumulative, drawn, right=True).clamp(max=spec.vocab_size - 1)
         ids = torch.cat((ids, step), dim=1)

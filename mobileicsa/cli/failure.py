@@ -67,7 +67,7 @@ def _failure_of(error: BaseException) -> Failure:
         return Failure(
             kind=EnvironmentFault.__name__,
             message=f"memory ran out ({peak_memory() >> 20:,} MiB in use, {available_memory() >> 20:,} MiB available)",
-            hint="close other programs, use --effort fast, or take a machine with more memory",
+            hint="close other programs or take a machine with more memory",
             exit_code=EnvironmentFault.exit_code,
         )
     if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:

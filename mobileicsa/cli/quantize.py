@@ -71,7 +71,8 @@ def quantize(
         ),
     ] = None,
     effort: Annotated[
-        str | None, typer.Option("--effort", metavar="LEVEL", help="fast, default or best: amount of calibration.")
+        str | None,
+        typer.Option("--effort", metavar="LEVEL", help="fast, default or best: how much is learned."),
     ] = None,
     target: Annotated[
         list[str] | None,

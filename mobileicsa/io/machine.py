@@ -38,7 +38,7 @@ def require_memory(needed: int, remedy: str = "") -> None:
     if needed > available:
         raise EnvironmentFault(
             f"needs about {needed >> 20:,} MiB of memory, {available >> 20:,} MiB are available",
-            hint=f"{remedy}close other programs, use --effort fast, or take a machine with more memory",
+            hint=f"{remedy}close other programs, calibrate on fewer windows, or take a machine with more memory",
         )
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.calibrate.device import compute_device
-from mobileicsa.calibrate.stream import WeightSource
-from mobileicsa.models.decoder import Decoder, LayerCache, positions_for
-from mobileicsa.models.load import empty_weights
+from mobileicsa.calibrate.stream import WeightSource, load_whole
+from mobileicsa.models.decoder import LayerCache, positions_for
 from mobileicsa.models.placed import PlacedWindows
 from mobileicsa.quantize.learn_math import hidden_error, next_token_loss, top_divergence, top_targets
 from mobileicsa.quantize.recipe import Learning
@@ -66,10 +65,7 @@ def float_targets(
 ) -> list[Targets]:
     """One entry a window (N, T) that follows the prefix, `offsets` (N,) positions further on; kept on the CPU."""
     spec, prefix, device = base.plan.spec, base.plan.prefix_ids, compute_device()
-    with empty_weights():
-        teacher = Decoder(spec, primitive=False)
-    weights.fill(teacher, "")
-    teacher.to(device)
+    teacher = load_whole(spec, weights).to(device)
     past: list[LayerCache] | None = None
     if prefix:
         positions = positions_for(spec, 0, len(prefix), device)

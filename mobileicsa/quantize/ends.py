@@ -50,12 +50,13 @@ def embedding_and_head(
     piece = Piece()
     with empty_weights():
         embedding, head = Embedding(spec), Head(spec)
-    device = stream.content.device
-    for module, path in ((embedding, "embed."), (head, "head.")):
-        weights.fill(module, path)
-        module.to(device)
+    weights.fill(embedding, "embed.")
+    weights.fill(head, "head.")
     if spec.tied_head:
         head.proj.weight = embedding.weight
+    device = stream.content.device
+    embedding.to(device)
+    head.to(device)
     if spec.head_mix:
         _keep(piece, "head.mix.weight", head.mix.weight, scheme.head_bits, _mix(head, stream, scheme, recipe))
         if recipe.learn:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileicsa.calibrate.device import compute_device, naming_memory
+from mobileicsa.calibrate.device import compute_device, computed_on, naming_memory
 from mobileicsa.calibrate.stream import Stream, WeightSource, load_layer
 from mobileicsa.core.encoding import TensorEncoding
 from mobileicsa.core.errors import InputError
@@ -63,6 +63,7 @@ def run_hash(
     """Identity of a run: equal hashes mean equal bytes out."""
     parts = [spec.to_json(), scheme.to_json(), recipe.model_dump(mode="json"), model_identity, torch.__version__, seed]
     parts += [] if limits is None else [limits.to_json()]
+    parts += computed_on()
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     digest.update(windows.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -127,6 +128,7 @@ def quantize_model(
         _load_stream(store, finished - 1) if finished else start(spec, weights, prefix, windows, scheme, recipe, places)
     )
     stream = stream.to(device)
+    layer = None
     for index in range(finished, spec.num_layers):
         tick = progress.step(f"layer {index + 1}/{spec.num_layers}", passes(recipe, scheme) * stream.batches)
         layer = load_layer(spec, index, weights).to(device)
@@ -136,6 +138,7 @@ def quantize_model(
         store.save(_layer_stage(index), run, _piece_tensors(piece), _piece_json(piece))
         pieces.append(piece)
     pieces.append(embedding_and_head(spec, weights, windows, stream, scheme, recipe, bool(prefix)))
+    del layer, stream  # learning needs their memory
     tensors = {name: t for piece in pieces for name, t in piece.tensors.items()}
     edges = {name: e for piece in pieces for name, e in piece.edges.items()}
     plan = QuantPlan(

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.device import compute_device
-from mobileicsa.calibrate.stream import BATCH, WeightSource
+from mobileicsa.calibrate.stream import BATCH, WeightSource, load_whole
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Decoder, LayerCache
-from mobileicsa.models.load import empty_weights
+from mobileicsa.models.decoder import LayerCache
 from mobileicsa.quantize.fisher import SensedModel
 
 CANDIDATES = 16
@@ -133,10 +132,7 @@ def search_prefix(
     Returns the prefix and every trial. `tick` is called per pass (see `race_length`). Memory: the float model, what one
     window's backward pass keeps.
     """
-    with empty_weights():
-        decoder = Decoder(spec, primitive=False)
-    weights.fill(decoder, "")
-    model = SensedModel(decoder.to(compute_device()), scheme)
+    model = SensedModel(load_whole(spec, weights).to(compute_device()), scheme)
     bos: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
     race = _Race(model, bos, windows[:WINDOWS, -LENGTH:], seed, tick)
     counts = Counter(windows.flatten().tolist())

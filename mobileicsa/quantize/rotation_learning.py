@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileicsa.calibrate.stream import WeightSource
+from mobileicsa.calibrate.stream import WeightSource, load_whole
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Decoder
-from mobileicsa.models.load import empty_weights
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import batches, held_out, rate_factor
 from mobileicsa.quantize.feedback import LINEARS
@@ -109,9 +107,7 @@ def _look_at_model(
     seed: int,
     tick: Callable[[], None],
 ) -> _Seen:
-    with empty_weights():
-        model = Decoder(spec, primitive=False)
-    rotated.fill(model, "")
+    model = load_whole(spec, rotated)
     past = model(torch.tensor([prefix]))[1] if prefix else None
     rotations = (VALUE,) if rotated.stream is None else (STREAM, VALUE)
     generator = torch.Generator().manual_seed(seed)

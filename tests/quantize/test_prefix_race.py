@@ -32,6 +32,7 @@ class Written:
     shifts: dict[tuple[int, ...], float]
     seen: list[tuple[tuple[int, ...], int]]
     read: list[tuple[int, ...]]
+    device = torch.device("cpu")
 
     def __init__(self, model: Decoder, scheme: object) -> None:
         pass
