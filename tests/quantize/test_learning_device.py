@@ -13,7 +13,14 @@ from tiny_artifact import write_checkpoint
 from tiny_learning import Memory, quantized, tiny_weights, windows
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobileicsa.calibrate.generated import generate_windows
+from mobileicsa.calibrate.generated import (
+    GPU_CACHE_BYTES,
+    GPU_GROUP,
+    GROUP,
+    generate_windows,
+    group_size,
+    passes,
+)
 from mobileicsa.cli.failure import failure_of
 from mobileicsa.core.scheme import find_scheme
 from mobileicsa.io.checkpoint import open_checkpoint
@@ -109,6 +116,16 @@ def test_a_device_writes_the_text_that_the_cpu_writes(tmp_path: Path) -> None:
         there = generate_windows(decoder.to(device), 3, 6, 7, lambda: None)
     assert there.device.type == "cpu"
     assert torch.equal(here, there)
+
+
+def test_texts_written_side_by_side_fit_a_small_gpu(tmp_path: Path) -> None:
+    spec, _ = tiny_weights(tmp_path)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (group_size(spec, 256, cpu), group_size(spec, 256, gpu)) == (GROUP, GPU_GROUP)
+    row = 2 * 4 * len(spec.layers) * spec.num_kv_heads * spec.head_dim
+    length = GPU_CACHE_BYTES // (10 * row)
+    assert group_size(spec, length, gpu) == 10
+    assert passes(25, length, spec, gpu) == 3 * length
 
 
 class NoLooking(TorchDispatchMode):
