@@ -73,7 +73,7 @@ def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
     # As many tokens as fit behind the longest prefix, of which the first is random and not scored.
     room = plan.spec.max_context - max(plan.recipe.prefix_tokens, 1)
     length = max(min(LENGTH, room + 1), 3)
-    tick = progress.step("held-out text", passes(WINDOWS, length, plan.spec, decoder.embed.weight.device))
+    tick = progress.step("held-out text", passes(WINDOWS, length, plan.spec, decoder.device))
     windows = generate_windows(decoder, WINDOWS, length, plan.options.seed + 1, tick)
     bos = plan.spec.bos_id
     return windows, torch.stack([_losses(_float_logits(decoder, bos, window), window) for window in windows])
@@ -82,7 +82,7 @@ def _float_part(plan: BuildPlan, progress: Progress) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _float_logits(decoder: Decoder, bos: int | None, window: Tensor) -> Tensor:
     fed = window if bos is None else torch.cat((torch.tensor([bos]), window))
-    logits: Tensor = decoder(fed[None, :-1].to(decoder.embed.weight.device))[0][0]
+    logits: Tensor = decoder(fed[None, :-1].to(decoder.device))[0][0]
     return logits.cpu()
 
 

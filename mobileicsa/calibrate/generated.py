@@ -38,7 +38,7 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
     """
     random = torch.Generator().manual_seed(seed)
     first = torch.randint(0, decoder.spec.vocab_size, (samples, 1), generator=random)
-    groups = torch.split(first, group_size(decoder.spec, length, decoder.embed.weight.device))
+    groups = torch.split(first, group_size(decoder.spec, length, decoder.device))
     return torch.cat([_continued(decoder, part, length, random, tick) for part in groups])
 
 
@@ -46,7 +46,7 @@ def generate_windows(decoder: Decoder, samples: int, length: int, seed: int, tic
 def _continued(
     decoder: Decoder, first: Tensor, length: int, random: torch.Generator, tick: Callable[[], None]
 ) -> Tensor:
-    spec, samples, device = decoder.spec, first.shape[0], decoder.embed.weight.device
+    spec, samples, device = decoder.spec, first.shape[0], decoder.device
     ids = first if spec.bos_id is None else torch.cat((torch.full((samples, 1), spec.bos_id), first), dim=1)
     total = length - 1 + (spec.bos_id is not None)
     cache = _room(spec, samples, total, device)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.core.spec import ModelSpec
-from mobileicsa.models.decoder import Decoder, DecoderLayer, Embedding, LayerCache, positions_for
-from mobileicsa.models.load import empty_weights
+from mobileicsa.models.decoder import DecoderLayer, Embedding, LayerCache, positions_for
 from mobileicsa.models.placed import PlacedWindows
 
 # Windows per forward pass: large enough for full matmul speed on a few cores, small enough for the scores tensor.
@@ -35,16 +34,6 @@ def load_layer(spec: ModelSpec, index: int, weights: WeightSource) -> DecoderLay
     layer = DecoderLayer(spec, index, primitive=True)
     weights.fill(layer, f"layers.{index}.")
     return layer.eval()
-
-
-def load_whole(spec: ModelSpec, weights: WeightSource) -> Decoder:
-    """The float model; a tied head and the embedding are one parameter, which a device then holds once."""
-    with empty_weights():
-        decoder = Decoder(spec, primitive=False)
-    weights.fill(decoder, "")
-    if spec.tied_head:
-        decoder.head.proj.weight = decoder.embed.weight
-    return decoder.eval()
 
 
 @dataclass

@@ -130,6 +130,10 @@ class Decoder(nn.Module):
         # Stored rows that stand before every conversation: only a frozen decoder has them.
         self.prefix_rows: list[LayerCache] = []
 
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
     def rope_edges(self) -> list[Edge]:
         """One a `spec.ropes` entry: the encoding of its tables."""
         return [edge for edge in self.rope_tables if isinstance(edge, Edge)]

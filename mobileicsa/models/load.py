@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -137,6 +137,19 @@ def empty_weights() -> Iterator[None]:
         yield
 
 
+def filled_decoder(spec: ModelSpec, fill: Callable[[nn.Module, str], None], *, primitive: bool = False) -> Decoder:
+    """The whole float model, in evaluation mode, with the weights of a source's `fill` (`FloatWeights.fill`).
+
+    A tied head and the embedding are one parameter, which another device then holds once.
+    """
+    with empty_weights():
+        decoder = Decoder(spec, primitive=primitive)
+    fill(decoder, "")
+    if spec.tied_head:
+        decoder.head.proj.weight = decoder.embed.weight
+    return decoder.eval()
+
+
 def load_decoder(checkpoint: Checkpoint, *, primitive: bool = False) -> Decoder:
     """The whole float model of a checkpoint, in evaluation mode."""
     spec = read_spec(checkpoint)
@@ -148,9 +161,4 @@ def load_decoder(checkpoint: Checkpoint, *, primitive: bool = False) -> Decoder:
             len(unread),
             ", ".join(unread[:3]),
         )
-    with empty_weights():
-        decoder = Decoder(spec, primitive=primitive)
-    FloatWeights(spec, checkpoint.tensors).fill(decoder, "")
-    if spec.tied_head:
-        decoder.head.proj.weight = decoder.embed.weight
-    return decoder.eval()
+    return filled_decoder(spec, FloatWeights(spec, checkpoint.tensors).fill, primitive=primitive)

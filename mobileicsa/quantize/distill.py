@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mobileicsa.calibrate.device import compute_device
-from mobileicsa.calibrate.stream import WeightSource, load_whole
+from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.models.decoder import LayerCache, positions_for
+from mobileicsa.models.load import filled_decoder
 from mobileicsa.models.placed import PlacedWindows
 from mobileicsa.quantize.learn_math import hidden_error, next_token_loss, top_divergence, top_targets
 from mobileicsa.quantize.recipe import Learning
@@ -65,7 +66,7 @@ def float_targets(
 ) -> list[Targets]:
     """One entry a window (N, T) that follows the prefix, `offsets` (N,) positions further on; kept on the CPU."""
     spec, prefix, device = base.plan.spec, base.plan.prefix_ids, compute_device()
-    teacher = load_whole(spec, weights).to(device)
+    teacher = filled_decoder(spec, weights.fill).to(device)
     past: list[LayerCache] | None = None
     if prefix:
         positions = positions_for(spec, 0, len(prefix), device)

@@ -73,7 +73,7 @@ class SensedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed.weight.device
+        return self.model.device
 
     @torch.no_grad()
     def past(self, prefix: tuple[int, ...]) -> list[LayerCache] | None:

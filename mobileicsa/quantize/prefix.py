@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from mobileicsa.calibrate.device import compute_device
-from mobileicsa.calibrate.stream import BATCH, WeightSource, load_whole
+from mobileicsa.calibrate.stream import BATCH, WeightSource
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import LayerCache
+from mobileicsa.models.load import filled_decoder
 from mobileicsa.quantize.fisher import SensedModel
 
 CANDIDATES = 16
@@ -132,7 +133,7 @@ def search_prefix(
     Returns the prefix and every trial. `tick` is called per pass (see `race_length`). Memory: the float model, what one
     window's backward pass keeps.
     """
-    model = SensedModel(load_whole(spec, weights).to(compute_device()), scheme)
+    model = SensedModel(filled_decoder(spec, weights.fill).to(compute_device()), scheme)
     bos: tuple[int, ...] = () if spec.bos_id is None else (spec.bos_id,)
     race = _Race(model, bos, windows[:WINDOWS, -LENGTH:], seed, tick)
     counts = Counter(windows.flatten().tolist())

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileicsa.calibrate.stream import WeightSource, load_whole
+from mobileicsa.calibrate.stream import WeightSource
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
+from mobileicsa.models.load import filled_decoder
 from mobileicsa.quantize.block import feeds_back
 from mobileicsa.quantize.distill import batches, held_out, rate_factor
 from mobileicsa.quantize.feedback import LINEARS
@@ -107,7 +108,7 @@ def _look_at_model(
     seed: int,
     tick: Callable[[], None],
 ) -> _Seen:
-    model = load_whole(spec, rotated)
+    model = filled_decoder(spec, rotated.fill)
     past = model(torch.tensor([prefix]))[1] if prefix else None
     rotations = (VALUE,) if rotated.stream is None else (STREAM, VALUE)
     generator = torch.Generator().manual_seed(seed)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from mobileicsa.calibrate.device import compute_device
 from mobileicsa.calibrate.inputs import InputMean, products
-from mobileicsa.calibrate.stream import Stream, WeightSource, load_whole, run_content, run_prefix
+from mobileicsa.calibrate.stream import Stream, WeightSource, run_content, run_prefix
 from mobileicsa.core.errors import InputError
 from mobileicsa.core.plan import WeightEncoding
 from mobileicsa.core.scheme import QuantScheme
 from mobileicsa.core.spec import ModelSpec
 from mobileicsa.models.decoder import Decoder, DecoderLayer
 from mobileicsa.models.edge import named_edges
+from mobileicsa.models.load import filled_decoder
 from mobileicsa.quantize.block import weight_encodings
 from mobileicsa.quantize.feedback import GROUPS
 from mobileicsa.quantize.fisher import SensedModel
@@ -71,7 +72,7 @@ def measure(
     Memory: the float model, and what one window's backward pass keeps. `progress_of(total)` gives the tick.
     """
     device = compute_device()
-    model = load_whole(spec, weights).to(device)
+    model = filled_decoder(spec, weights.fill).to(device)
     windows = windows[:WINDOWS].to(device)
     stream = Stream(model.embed(windows), model.embed(torch.tensor([prefix], dtype=torch.int64).to(device)))
     tick = progress_of(spec.num_layers * stream.batches + windows.shape[0])

@@ -70,7 +70,7 @@ class Student(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.embed.weight.device
+        return self.decoder.device
 
     @property
     def layers(self) -> list[DecoderLayer]:
