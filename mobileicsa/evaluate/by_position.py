@@ -70,7 +70,8 @@ class ByPosition:
 
     def result(self) -> dict[str, Any]:
         """`buckets`: mean losses in nats; with a reference their difference, and `slope` in nats a doubling with the
-        verdict `drift`, None where it cannot be judged. Standard errors are over windows, whose tokens share a text."""
+        verdict `drift`, None where it cannot be judged; `kl_slope` likewise of KL(reference || model), which no token
+        that the text happens to hold makes noisy. Standard errors are over windows, whose tokens share a text."""
         ours, theirs, apart = (torch.stack(sums) / self.tokens for sums in zip(*self._windows, strict=True))
         found: dict[str, Any] = {"windows": len(self._windows), "buckets": self._buckets(ours)}
         if not self.compared:
@@ -82,7 +83,7 @@ class ByPosition:
             row["difference"] = float(difference[:, index].mean())
             row["standard_error"] = None if errors is None else float(errors[index])
             row["kl_to_reference"] = float(apart[:, index].mean().clamp(min=0.0))
-        return found | self._drift(difference)
+        return found | self._drift(difference, apart)
 
     def _buckets(self, ours: Tensor) -> list[dict[str, Any]]:
         return [
@@ -96,16 +97,18 @@ class ByPosition:
             for index in range(len(self.edges) - 1)
         ]
 
-    def _drift(self, difference: Tensor) -> dict[str, Any]:
-        """Least squares of the difference over log2 of the tokens read, a bucket weighing as much as it has tokens."""
+    def _drift(self, difference: Tensor, apart: Tensor) -> dict[str, Any]:
+        """Least squares of the difference, and of the divergence, over log2 of the tokens read, a bucket weighing as
+        much as it has tokens. The verdict is the loss's: the question is whether perplexity leaves float's."""
         found: dict[str, Any] = {"slope": None, "slope_standard_error": None, "threshold": DRIFT, "drift": None}
         if len(self.tokens) < 2:
             return found | {"note": f"no slope: the window ends within the first {FIRST_END} positions"}
         away = self.log2 - (self.tokens * self.log2).sum() / self.tokens.sum()
         weights = self.tokens * away / (self.tokens * away.square()).sum()
-        slopes = difference @ weights
-        slope, error = float(slopes.mean()), _standard_error(slopes)
-        found["slope"] = slope
+        slopes, kl_slopes = difference @ weights, apart @ weights
+        slope, error, kl_error = float(slopes.mean()), _standard_error(slopes), _standard_error(kl_slopes)
+        found |= {"slope": slope, "kl_slope": float(kl_slopes.mean())}
+        found["kl_slope_standard_error"] = None if kl_error is None else float(kl_error)
         if error is None:
             return found | {"note": f"not judged: it takes {LEAST_WINDOWS} windows"}
         limit = ERRORS * float(error)

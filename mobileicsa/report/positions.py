@@ -44,12 +44,17 @@ def drift_basis(found: dict[str, Any]) -> str | None:
     """What the verdict rests on; None where no slope was fitted."""
     if found.get("slope") is None:
         return None
-    error = found["slope_standard_error"]
-    around = "" if error is None else f" ± {error:.4f}"
+    # Reports of earlier versions have none.
+    divergence = f", KL to float by {_slope(found, 'kl_slope')}" if "kl_slope" in found else ""
     return (
-        f"the difference changes by {found['slope']:+.4f}{around} nats with each doubling of the position; "
-        f"drift would be {found['threshold']} or more, and more than two standard errors"
+        f"with each doubling of the position the difference changes by {_slope(found, 'slope')} nats{divergence}; "
+        f"drift would be {found['threshold']} or more of difference, and more than two standard errors"
     )
+
+
+def _slope(found: dict[str, Any], key: str) -> str:
+    error = found[f"{key}_standard_error"]
+    return f"{found[key]:+.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def positions_figure(found: dict[str, Any] | None) -> str | None:

@@ -63,6 +63,9 @@ def test_a_drift_that_is_put_in_is_found_with_its_size() -> None:
     found = judged(0.02, noise=0.3)
     assert found["drift"] is True
     assert found["slope"] == pytest.approx(0.02, abs=3 * found["slope_standard_error"])
+    # The divergence that was put in has no noise.
+    assert found["kl_slope"] == pytest.approx(0.02, rel=0.01)
+    assert found["kl_slope_standard_error"] < 1e-6
     assert found["buckets"][-1]["difference"] == pytest.approx(0.02 * 10.5, abs=0.02)
 
 
@@ -90,7 +93,7 @@ def test_the_standard_error_falls_as_that_of_independent_windows() -> None:
 
 def test_too_few_windows_and_too_short_ones_are_not_judged() -> None:
     found = judged(0.1, windows=LEAST_WINDOWS - 1)
-    assert (found["drift"], found["slope_standard_error"]) == (None, None)
+    assert (found["drift"], found["slope_standard_error"], found["kl_slope_standard_error"]) == (None, None, None)
     assert found["buckets"][0]["standard_error"] is None
     short = ByPosition(100, 1, compared=True)
     short.next_window()

@@ -28,6 +28,7 @@ def positions(**changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     terms = {"text": "wiki.txt", "sha256": "ab" * 32, "backend": "onnx", "window": 512, "windows": 4, "warning": None}
     verdict = {"slope": 0.02, "slope_standard_error": 0.001, "threshold": 0.005, "drift": True}
+    verdict |= {"kl_slope": -0.003, "kl_slope_standard_error": 0.002}
     return {**terms, "buckets": rows, **verdict, **changes}
 
 
@@ -78,7 +79,8 @@ def test_every_part_of_a_text_is_kept_and_blanks_that_differ_can_be_seen() -> No
 
 def test_positions_show_rows_figure_and_verdict(report: dict[str, Any]) -> None:
     shown = section(render({**report, "by_position": positions()}), "positions")
-    assert '<span class="no">yes</span>: the difference changes by +0.0200 ± 0.0010 nats' in shown
+    assert '<span class="no">yes</span>: with each doubling of the position the difference' in shown
+    assert "changes by +0.0200 ± 0.0010 nats, KL to float by -0.0030 ± 0.0020; drift would be" in shown
     assert "<td>128–255</td><td>512</td><td>3.5000</td><td>3.2500</td><td>0.2500</td><td>0.0100</td>" in shown
     assert "<svg" in shown
     assert "ONNX Runtime on wiki.txt: 4 whole windows of 512 tokens" in shown
@@ -87,13 +89,21 @@ def test_positions_show_rows_figure_and_verdict(report: dict[str, Any]) -> None:
 def test_positions_without_a_reference_have_losses_and_no_verdict() -> None:
     kept = ("from", "to", "tokens", "log2_position", "loss")
     found = positions(buckets=[{name: row[name] for name in kept} for row in positions()["buckets"]])
-    for name in ("slope", "slope_standard_error", "threshold", "drift"):
+    for name in ("slope", "slope_standard_error", "kl_slope", "kl_slope_standard_error", "threshold", "drift"):
         del found[name]
     view = positions_view(found)
     assert view is not None
     assert (view["verdict"], view["basis"]) == (None, None)
     assert view["rows"][0]["difference"] == "—"
     assert "loss over float" not in str(positions_figure(found))
+
+
+def test_a_report_from_before_the_divergence_had_a_slope_shows_the_losss_alone() -> None:
+    found = positions()
+    del found["kl_slope"], found["kl_slope_standard_error"]
+    view = positions_view(found)
+    assert view is not None
+    assert "+0.0200 ± 0.0010 nats; drift would be" in view["basis"]
 
 
 def test_what_could_not_be_judged_is_not_called_no_drift(report: dict[str, Any]) -> None:
