@@ -15,7 +15,7 @@ import phone_outputs as said
 import pytest
 from fake_phone import FakePhone
 
-from mobileicsa.bench.phone import connect
+from mobileicsa.bench.phone import app, connect
 from mobileicsa.bench.phone import phone as phone_module
 from mobileicsa.bench.phone.adb import Adb, Disconnected
 from mobileicsa.bench.phone.clock import Clock
@@ -240,9 +240,11 @@ def test_a_killed_app_is_told_from_a_slow_one(
     assert remedy in str(caught.value.hint)
 
 
-def test_a_run_without_end_is_stopped(artifact: Path, phone: FakePhone) -> None:
+def test_a_run_without_end_is_stopped(artifact: Path, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app.TURN_TIMEOUT_S == 900
+    monkeypatch.setattr(app, "TURN_TIMEOUT_S", 60.0)  # each second is a look at the phone, and a process
     phone.set(answers={"pidof": "pid=4711\n"})
-    with pytest.raises(DeviceError, match="no result after 900 s"):
+    with pytest.raises(DeviceError, match="no result after 60 s"):
         bench(artifact, phone)
     assert any("am force-stop" in call[-1] for call in phone.calls)
 
