@@ -100,19 +100,22 @@ class ByPosition:
     def _drift(self, difference: Tensor, apart: Tensor) -> dict[str, Any]:
         """Least squares of the difference, and of the divergence, over log2 of the tokens read, a bucket weighing as
         much as it has tokens. The verdict is the loss's: the question is whether perplexity leaves float's."""
-        found: dict[str, Any] = {"slope": None, "slope_standard_error": None, "threshold": DRIFT, "drift": None}
+        unknown = dict.fromkeys(("slope", "slope_standard_error", "kl_slope", "kl_slope_standard_error", "drift"))
+        found: dict[str, Any] = {**unknown, "threshold": DRIFT}
         if len(self.tokens) < 2:
             return found | {"note": f"no slope: the window ends within the first {FIRST_END} positions"}
         away = self.log2 - (self.tokens * self.log2).sum() / self.tokens.sum()
         weights = self.tokens * away / (self.tokens * away.square()).sum()
-        slopes, kl_slopes = difference @ weights, apart @ weights
-        slope, error, kl_error = float(slopes.mean()), _standard_error(slopes), _standard_error(kl_slopes)
-        found |= {"slope": slope, "kl_slope": float(kl_slopes.mean())}
-        found["kl_slope_standard_error"] = None if kl_error is None else float(kl_error)
-        if error is None:
+        slopes = torch.stack((difference, apart), dim=1) @ weights
+        slope, kl_slope = slopes.mean(dim=0).tolist()
+        found |= {"slope": slope, "kl_slope": kl_slope}
+        errors = _standard_error(slopes)
+        if errors is None:
             return found | {"note": f"not judged: it takes {LEAST_WINDOWS} windows"}
-        limit = ERRORS * float(error)
-        found |= {"slope_standard_error": float(error), "drift": slope >= DRIFT and slope > limit}
+        error, kl_error = errors.tolist()
+        limit = ERRORS * error
+        found |= {"slope_standard_error": error, "kl_slope_standard_error": kl_error}
+        found["drift"] = slope >= DRIFT and slope > limit
         if not found["drift"] and slope + limit > DRIFT:
             found["note"] = f"slopes up to {slope + limit:.4f} cannot be told from none: more windows could"
         return found
